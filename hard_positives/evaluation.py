@@ -1,0 +1,313 @@
+"""A model and a dataset in, an EvaluationResult out: logits, metrics, and how they came about.
+
+    dataset --score--> logits --compute_metrics--> numbers, beside the signature that repeats them
+
+Nothing here prints; ``report`` renders a result.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
+from transformers import PreTrainedModel, ProcessorMixin
+
+from hard_positive_metric import compute_metrics
+from hard_positives.scoring import (
+    CAPTION_COLUMNS,
+    DualEncoder,
+    RowIndex,
+    check_columns,
+    index_rows,
+    load_encoder,
+)
+
+VIEWS = ("as_published", "clean")
+PACKAGES = ("hard-positives", "datasets", "numpy", "pillow", "tokenizers", "torch", "transformers")
+_ROW_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("split", pa.string()),
+        ("category", pa.string()),
+        ("substitution", pa.string()),
+        ("image_id", pa.string()),
+        ("flaws", pa.list_(pa.string())),
+    ]
+)
+_SCORES_FILE, _RESULTS_FILE = "scores.parquet", "results.json"
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Every row's logits and the signature of the run; all numbers are recomputed from these.
+
+    Attributes:
+        scores: One row for each row of the dataset, in its order: ``id``, ``split``, ``category``,
+            ``substitution``, ``image_id``, ``flaws`` and ``logits`` (float32, one for each of
+            caption, hard positive and hard negative).
+        signature: What the numbers depend on: model, processor, dtype, dataset, rows, versions.
+    """
+
+    scores: pa.Table
+    signature: dict[str, Any]
+
+    @cached_property
+    def logits(self) -> np.ndarray:
+        """float32 (N, 3)."""
+        return np.stack(self.scores["logits"].to_numpy()) if len(self.scores) else np.empty((0, 3))
+
+    @cached_property
+    def metrics(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Figures by view and split, as ``hard_positive_metric.compute_metrics`` gives them.
+
+        ``metrics["clean"]["replace"]["groups"]["attribute"]["augmented_accuracy"]`` is a fraction
+        of the attribute rows without flaws; ``["macro"]`` is the mean over categories. A view of a
+        split that has no row is left out.
+        """
+        splits = np.array(self.scores["split"].to_pylist())
+        flawed = np.array([bool(flaws) for flaws in self.scores["flaws"].to_pylist()])
+        views = {"as_published": np.ones_like(flawed), "clean": ~flawed}
+        return {
+            view: {
+                split: self._metrics_of(rows & (splits == split))
+                for split in dict.fromkeys(splits.tolist())
+                if (rows & (splits == split)).any()
+            }
+            for view, rows in views.items()
+        }
+
+    def _metrics_of(self, rows: np.ndarray) -> dict[str, Any]:
+        table = self.scores.filter(pa.array(rows))
+        return compute_metrics(
+            self.logits[rows],
+            groups=table["category"].to_pylist(),
+            clusters=table["image_id"].to_pylist(),
+        )
+
+    def save(self, output_dir: str | Path) -> Path:
+        """Write ``results.json`` and ``scores.parquet``; the first is there only if both are whole.
+
+        Returns:
+            The folder.
+        """
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _RESULTS_FILE).unlink(missing_ok=True)
+        buffer = pa.BufferOutputStream()
+        pq.write_table(self.scores, buffer, compression="zstd")
+        scores = buffer.getvalue().to_pybytes()
+        _write_atomically(folder / _SCORES_FILE, scores)
+        results = {
+            "signature": self.signature,
+            "scores_sha256": hashlib.sha256(scores).hexdigest(),
+            "metrics": self.metrics,
+        }
+        _write_atomically(folder / _RESULTS_FILE, json.dumps(results, indent=2).encode() + b"\n")
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "EvaluationResult":
+        """Read a saved result.
+
+        Raises:
+            FileNotFoundError: The folder holds no complete result.
+            ValueError: ``scores.parquet`` is not the one that ``results.json`` speaks of.
+        """
+        folder = Path(folder)
+        if not (folder / _RESULTS_FILE).is_file():
+            raise FileNotFoundError(
+                f"Expected {folder} to hold {_RESULTS_FILE}, got no such file. "
+                "Run hard-positives evaluate with --output for it."
+            )
+        results = json.loads((folder / _RESULTS_FILE).read_text(encoding="utf-8"))
+        scores = (folder / _SCORES_FILE).read_bytes()
+        if hashlib.sha256(scores).hexdigest() != results["scores_sha256"]:
+            raise ValueError(
+                f"Expected {folder / _SCORES_FILE} to have SHA-256 {results['scores_sha256']}, got "
+                "another. The two files are of different runs: evaluate again."
+            )
+        return cls(pq.read_table(pa.BufferReader(scores)), results["signature"])
+
+
+def evaluate(
+    model: str | Path | PreTrainedModel,
+    dataset: str | Path | Dataset | DatasetDict,
+    *,
+    splits: Sequence[str] | None = None,
+    processor: ProcessorMixin | None = None,
+    revision: str | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> EvaluationResult:
+    """Score a model on a dataset of triples and keep all that the numbers depend on.
+
+    Args:
+        model: As for :func:`hard_positives.score`, like all arguments not named here.
+        dataset: What ``datasets.load_dataset`` takes (a folder from ``hard-positives build``, a Hub
+            id), or what it returns. Needed are ``image``, ``caption``, ``hard_positive`` and
+            ``hard_negative``. Without ``id``, rows are numbered; without ``category``, a split is
+            one; without ``image_id``, rows of the same picture count as dependent; without
+            ``flaws``, none has any.
+        splits: Which splits, in the order of the report; all if left out.
+
+    Returns:
+        The result, with all splits in one. An image or caption of two splits is encoded once.
+
+    Raises:
+        ValueError: An unknown split or column, no rows, and what ``score`` raises.
+
+    Examples:
+        >>> result = evaluate("hard_positives/shapes_clip", "hard_positives_dataset")
+        >>> swap = result.metrics["as_published"]["swap"]
+        >>> swap["augmented_accuracy"] <= swap["original_accuracy"]
+        True
+    """
+    rows_by_split = load_splits(dataset, splits)
+    for rows in rows_by_split.values():
+        check_columns(rows)
+    encoder = load_encoder(
+        model, processor=processor, revision=revision, device=device, dtype=dtype
+    )
+    columns = ["image", *CAPTION_COLUMNS]
+    index = index_rows(
+        concatenate_datasets([rows.select_columns(columns) for rows in rows_by_split.values()])
+    )
+    logits = encoder.score(index, batch_size=batch_size, progress=progress)
+    scores = _scores_table(rows_by_split, index, logits)
+    return EvaluationResult(scores, _signature(model, dataset, encoder, dtype, scores, index))
+
+
+def load_splits(
+    dataset: str | Path | Dataset | DatasetDict, splits: Sequence[str] | None = None
+) -> dict[str, Dataset]:
+    """Bring a dataset into the form split -> rows, keeping only ``splits`` where given."""
+    if isinstance(dataset, (str, Path)):
+        dataset = load_dataset(str(dataset))
+    if isinstance(dataset, Dataset):
+        dataset = {str(dataset.split or "rows"): dataset}
+    if not isinstance(dataset, Mapping):
+        raise TypeError(
+            "Expected dataset to be a folder, a Hub id, a Dataset or a DatasetDict, got "
+            f"{type(dataset).__name__}."
+        )
+    unknown = [split for split in splits or () if split not in dataset]
+    if unknown:
+        raise ValueError(f"Expected splits among {list(dataset)}, got {unknown}.")
+    return {split: dataset[split] for split in splits or dataset}
+
+
+def _scores_table(
+    rows_by_split: dict[str, Dataset], index: RowIndex, logits: np.ndarray
+) -> pa.Table:
+    digests = np.array(index.image_digests)[index.image_of_row].tolist()
+    tables, start = [], 0
+    for split, rows in rows_by_split.items():
+        defaults = {
+            "id": [f"{split}-{place:05d}" for place in range(len(rows))],
+            "category": [split] * len(rows),
+            "substitution": [""] * len(rows),
+            "image_id": digests[start : start + len(rows)],
+            "flaws": [[]] * len(rows),
+        }
+        present = {name: list(rows[name]) for name in defaults if name in rows.column_names}
+        columns = {**defaults, **present, "split": [split] * len(rows)}
+        tables.append(pa.table(columns, schema=_ROW_SCHEMA))
+        start += len(rows)
+    return pa.concat_tables(tables).append_column("logits", pa.array(list(logits)))
+
+
+def _signature(
+    model: Any,
+    dataset: Any,
+    encoder: DualEncoder,
+    dtype: str,
+    scores: pa.Table,
+    index: RowIndex,
+) -> dict[str, Any]:
+    flawed = [bool(flaws) for flaws in scores["flaws"].to_pylist()]
+    splits = scores["split"].to_pylist()
+    return {
+        "model": {
+            "id": _name_of(model) or encoder.model.name_or_path or type(encoder.model).__name__,
+            "revision": getattr(encoder.model.config, "_commit_hash", None),
+            "architecture": type(encoder.model).__name__,
+            "weights_sha256": _weights_hash(encoder.model),
+        },
+        "processor": {
+            "image_processor": type(encoder.processor.image_processor).__name__,
+            "sha256": _processor_hash(encoder.processor),
+        },
+        "dtype": dtype,
+        "device": encoder.device.type,
+        "dataset": {
+            "id": _name_of(dataset),
+            "content_sha256": _content_hash(scores["id"].to_pylist(), index),
+            "splits": {
+                split: {
+                    "num_rows": splits.count(split),
+                    "num_clean_rows": sum(
+                        row == split and not flaw for row, flaw in zip(splits, flawed, strict=True)
+                    ),
+                }
+                for split in dict.fromkeys(splits)
+            },
+        },
+        "num_images_encoded": len(index.first_rows),
+        "num_captions_encoded": len(index.captions),
+        "views": list(VIEWS),
+        "tie_rule": "strict comparisons: a tie is wrong",
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in PACKAGES},
+        },
+    }
+
+
+def _name_of(source: Any) -> str | None:
+    return str(source) if isinstance(source, (str, Path)) else None
+
+
+def _weights_hash(model: PreTrainedModel) -> str:
+    digest = hashlib.sha256()
+    for name, values in sorted(model.state_dict().items()):
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _processor_hash(processor: ProcessorMixin) -> str:
+    digest = hashlib.sha256(processor.image_processor.to_json_string().encode())
+    tokenizer = processor.tokenizer
+    digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
+    digest.update(f"{type(tokenizer).__name__} {tokenizer.special_tokens_map}".encode())
+    return digest.hexdigest()
+
+
+def _content_hash(ids: Sequence[str], index: RowIndex) -> str:
+    digest = hashlib.sha256()
+    for row, image, captions in zip(ids, index.image_of_row, index.captions_of_row, strict=True):
+        texts = [index.captions[place] for place in captions]
+        digest.update(json.dumps([row, index.image_digests[image], *texts]).encode())
+    return digest.hexdigest()
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
