@@ -23,6 +23,7 @@ import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 from transformers import PreTrainedModel, ProcessorMixin
 
+import hard_positives_dataset
 from hard_positive_metric import compute_metrics
 from hard_positives.scoring import (
     CAPTION_COLUMNS,
@@ -45,6 +46,7 @@ _ROW_SCHEMA = pa.schema(
         ("flaws", pa.list_(pa.string())),
     ]
 )
+EMBEDDED_DATASET = "shapes"
 _SCORES_FILE, _RESULTS_FILE = "scores.parquet", "results.json"
 
 
@@ -157,10 +159,10 @@ def evaluate(
     Args:
         model: As for :func:`hard_positives.score`, like all arguments not named here.
         dataset: What ``datasets.load_dataset`` takes (a folder from ``hard-positives build``, a Hub
-            id), or what it returns. Needed are ``image``, ``caption``, ``hard_positive`` and
-            ``hard_negative``. Without ``id``, rows are numbered; without ``category``, a split is
-            one; without ``image_id``, rows of the same picture count as dependent; without
-            ``flaws``, none has any.
+            id), or what it returns, or ``"shapes"`` (the world that comes along). Needed are
+            ``image``, ``caption``, ``hard_positive`` and ``hard_negative``. Without ``id``, rows
+            are numbered; without ``category``, a split is one; without ``image_id``, rows of the
+            same picture count as dependent; without ``flaws``, none has any.
         splits: Which splits, in the order of the report; all if left out.
 
     Returns:
@@ -170,7 +172,7 @@ def evaluate(
         ValueError: An unknown split or column, no rows, and what ``score`` raises.
 
     Examples:
-        >>> result = evaluate("hard_positives/shapes_clip", "hard_positives_dataset")
+        >>> result = evaluate("shapes_clip", "shapes")
         >>> swap = result.metrics["as_published"]["swap"]
         >>> swap["augmented_accuracy"] <= swap["original_accuracy"]
         True
@@ -194,6 +196,8 @@ def load_splits(
     dataset: str | Path | Dataset | DatasetDict, splits: Sequence[str] | None = None
 ) -> dict[str, Dataset]:
     """Bring a dataset into the form split -> rows, keeping only ``splits`` where given."""
+    if dataset == EMBEDDED_DATASET:
+        dataset = Path(hard_positives_dataset.__file__).parent
     if isinstance(dataset, (str, Path)):
         dataset = load_dataset(str(dataset))
     if isinstance(dataset, Dataset):

@@ -36,6 +36,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # Only where a caption's embedding does not depend on the padding behind it. Other families get the
 # padding that they were trained with: to the full length.
 TRIMMED_FAMILIES = ("clip",)
+EMBEDDED_MODEL = "shapes_clip"
 NAMED = 5  # how many offenders an error names
 
 
@@ -58,8 +59,9 @@ def score(
     float32, since in half precision up to 87 % of near-identical captions tie.
 
     Args:
-        model: A Hub id, a folder, or a loaded model with ``get_image_features`` and
-            ``get_text_features`` (then ``processor`` is needed).
+        model: A Hub id, a folder, ``"shapes_clip"`` (the tiny one that comes along), or a loaded
+            model with ``get_image_features`` and ``get_text_features`` (then ``processor`` is
+            needed).
         dataset: N rows with a column ``image`` and the caption columns, such as
             ``datasets.load_dataset(folder, split="replace")``.
         processor: Prepares images and captions; read from ``model`` if that is an id or a folder.
@@ -82,7 +84,7 @@ def score(
     Examples:
         >>> from datasets import load_dataset
         >>> rows = load_dataset("hard_positives_dataset", split="swap").select(range(8))
-        >>> logits = score("hard_positives/shapes_clip", rows)
+        >>> logits = score("shapes_clip", rows)
         >>> logits.shape, str(logits.dtype)
         ((8, 3), 'float32')
     """
@@ -320,6 +322,8 @@ def load_encoder(
     if dtype not in DTYPES:
         raise ValueError(f"Expected dtype to be one of {sorted(DTYPES)}, got {dtype!r}.")
     target = _chosen_device(device)
+    if model == EMBEDDED_MODEL:
+        model = Path(__file__).parent / EMBEDDED_MODEL
     if isinstance(model, (str, Path)):
         # The PIL backend gives the same pixels on every machine and needs no torchvision.
         processor = processor or AutoProcessor.from_pretrained(
