@@ -55,12 +55,13 @@ def build(
     ] = None,
 ) -> None:
     """Build the benchmark as Parquet from the published annotations and Visual Genome's images."""
-    from hard_positives_dataset import build_visual_genome
+    from hard_positives_dataset import HardPositives, build_parquet
 
+    chosen = {"annotation_dir": annotations, "images": images, "splits": split}
+    given = {name: value for name, value in chosen.items() if value}
     with _input_errors():
-        build_visual_genome(
-            output, annotation_dir=annotations, images=images, splits=split, progress=True
-        )
+        builder = HardPositives(config_name="visual_genome", **given)
+        build_parquet(builder.as_streaming_dataset(), output)
     typer.echo(f"Built {output}. Next: hard-positives evaluate MODEL --dataset {output}")
 
 

@@ -59,7 +59,7 @@ def render_table(result: EvaluationResult) -> Table:
                 _add_figures(table, label, row)
         table.add_section()
     table.add_row("chance", "", *CHANCE, style="dim")
-    table.add_row("humans, REPLACE", "", *HUMANS, style="dim")
+    table.add_row("REPLACE humans", "", *HUMANS, style="dim")
     return table
 
 
@@ -80,10 +80,10 @@ def _add_figures(table: Table, label: str, figures: dict[str, Any]) -> None:
     strict = [_percent(figures[name]) for name in COLUMNS.values()]
     intervals = [_half_interval(figures, name) for name in COLUMNS.values()]
     cells = [f"{value} ±{half}" for value, half in zip(strict, intervals, strict=True)]
-    table.add_row(f"  {label}", f"{figures['num_examples']:,}", *cells)
+    table.add_row(f" {label}", f"{figures['num_examples']:,}", *cells)
     halves = [_percent(figures[f"{name}_half_credit"]) for name in list(COLUMNS.values())[:3]]
     if halves != strict[:3]:
-        table.add_row("    ties as half", "", *halves, style="dim")
+        table.add_row("  ties as half", "", *halves, style="dim")
 
 
 def _half_interval(figures: dict[str, Any], name: str) -> str:
