@@ -1,0 +1,321 @@
+"""Rows -> a Parquet folder that `datasets.load_dataset` reads with nothing of ours installed.
+
+Takes any splits with the columns of this dataset, be they from the builder, from `shapes` or
+training rows. Rows that share an image must stand together; then each image is stored once
+(dictionary encoding), where the library's own writers store it once a row. The folder appears whole
+or not at all.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+from huggingface_hub import DatasetCardData
+from tqdm.auto import tqdm
+
+# What a file of one split takes on disk before the next one begins.
+SHARD_BYTES = 500_000_000
+# What a row group takes in memory, each image counted once a row. A reader expands it whole, and
+# above 2 GiB cannot; the second figure cuts even among rows of one image.
+GROUP_BYTES = 100_000_000
+_GROUP_LIMIT = 1_000_000_000
+_CAPTION_COLUMNS = ("caption", "hard_positive", "hard_negative")
+
+
+def build_parquet(
+    splits: Mapping[str, datasets.Dataset | datasets.IterableDataset],
+    output_dir: str | os.PathLike,
+    *,
+    progress: bool = True,
+) -> Path:
+    """Write splits as a folder of Parquet files with a dataset card.
+
+    The same rows give the same bytes. Everything is written to a hidden folder beside `output_dir`
+    and renamed at the end; what a killed run has left there is cleared by the next. A hidden lock
+    file stays beside it.
+
+    Args:
+        splits: for each split name a dataset with the columns of this benchmark (at least `image`
+            and the three captions), rows of one image adjacent. Its description, licence and
+            citation (`.info`) go into the card.
+        output_dir: the folder to make. It must be absent or empty: nothing is overwritten.
+        progress: whether to show a bar with the rate.
+
+    Returns:
+        The path of the folder, for `load_dataset(path, split=...)`.
+
+    Raises:
+        FileExistsError: `output_dir` holds something, or another build is writing it.
+        ValueError: a split has no rows, lacks a column, or its images have no bytes.
+        OSError: the disk is full; nothing is left.
+
+    Examples:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> captions = {"caption": ["a"], "hard_positive": ["b"], "hard_negative": ["c"]}
+        >>> split = datasets.Dataset.from_dict({"image": [Image.new("RGB", (8, 8))], **captions})
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     folder = build_parquet({"replace": split}, f"{parent}/out", progress=False)
+        ...     sorted(path.name for path in folder.rglob("*.*"))
+        ['README.md', 'replace-00000-of-00001.parquet']
+    """
+    _check(splits)
+    output = Path(output_dir).resolve()
+    with _new_folder(output) as folder:
+        (folder / "data").mkdir()
+        counts = {
+            name: _write_split(name, rows, folder / "data", progress)
+            for name, rows in splits.items()
+        }
+        (folder / "README.md").write_text(_card(splits, counts), encoding="utf-8")
+    return output
+
+
+def _check(splits: Mapping[str, datasets.Dataset | datasets.IterableDataset]) -> None:
+    if not splits:
+        raise ValueError("Expected splits to name at least one split, got none.")
+    for name, rows in splits.items():
+        if not re.fullmatch(r"\w+", name):
+            raise ValueError(
+                f"Expected split names to be letters, digits and '_', got {name!r}. Rename it."
+            )
+        missing = [c for c in ("image", *_CAPTION_COLUMNS) if c not in (rows.features or ())]
+        if missing:
+            raise ValueError(
+                f"Expected split {name} to have the columns of this dataset, got none called "
+                f"{', '.join(missing)}. Give the rows features=...; see FEATURES in builder.py."
+            )
+    if any(rows.features != next(iter(splits.values())).features for rows in splits.values()):
+        raise ValueError(
+            "Expected all splits to have the same features, got different ones. Cast them to one."
+        )
+
+
+@contextmanager
+def _new_folder(output: Path) -> Iterator[Path]:
+    """A hidden folder that becomes `output` if the block succeeds, and is removed if not."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}.incomplete")
+    lock = FileLock(output.with_name(f".{output.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise FileExistsError(
+            f"Expected {output} to be free, got another build that is writing it. Wait for it, or "
+            "choose another folder."
+        ) from None
+    try:
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise FileExistsError(
+                f"Expected {output} to be absent or an empty folder, got something there. Remove "
+                "it or choose another folder."
+            )
+        # Who holds the lock knows that the folder of this name belongs to a dead run.
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary
+        os.replace(temporary, output)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(
+            error.errno,
+            f"Expected room on the disk for {output}, got: {os.strerror(error.errno)}. Nothing is "
+            "left of this build. Free space or choose another folder, and build again.",
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        lock.release()
+
+
+@dataclass
+class _Counts:
+    """What the card tells of one split."""
+
+    rows: int = 0
+    expanded_bytes: int = 0
+    image_bytes: int = 0
+    images: set[bytes] = field(default_factory=set)
+    captions: set[str] = field(default_factory=set)
+    categories: Counter = field(default_factory=Counter)
+    flaws: Counter = field(default_factory=Counter)
+    flawed_rows: int = 0
+
+    def add(self, row: dict, new_image: bool) -> None:
+        content = row["image"]["bytes"]
+        self.rows += 1
+        self.expanded_bytes += len(content)
+        if new_image:
+            self.image_bytes += len(content)
+            self.images.add(hashlib.sha256(content).digest())
+        self.captions.update(row[column] for column in _CAPTION_COLUMNS)
+        self.categories[row.get("category") or "none"] += 1
+        self.flaws.update(row.get("flaws") or ())
+        self.flawed_rows += bool(row.get("flaws"))
+
+
+def _write_split(
+    split: str,
+    rows: datasets.Dataset | datasets.IterableDataset,
+    folder: Path,
+    progress: bool,
+) -> _Counts:
+    counts = _Counts()
+    schema = _portable_schema(rows.features)
+    expected = (rows.info.splits or {}).get(split)
+    total = len(rows) if isinstance(rows, datasets.Dataset) else expected and expected.num_examples
+    encoded = rows.cast_column("image", datasets.Image(decode=False))
+    shards = []
+    with tqdm(encoded, f"Writing {split}", total, unit="row", disable=not progress) as bar:
+        groups = _row_groups(bar, split, counts)
+        while shard := _write_shard(groups, schema, folder / f"{split}.{len(shards)}"):
+            shards.append(shard)
+    if not shards:
+        raise ValueError(f"Expected split {split} to have rows, got none.")
+    for number, shard in enumerate(shards):
+        shard.rename(folder / f"{split}-{number:05d}-of-{len(shards):05d}.parquet")
+    return counts
+
+
+def _row_groups(rows: Iterable[dict], split: str, counts: _Counts) -> Iterator[list[dict]]:
+    """Rows in groups of about `GROUP_BYTES` that end where an image ends."""
+    group, size, previous = [], 0, None
+    for row in rows:
+        content = row["image"] and row["image"]["bytes"]
+        if not content:
+            raise ValueError(
+                f"Expected every image of split {split} to carry its bytes, got row {counts.rows} "
+                "without. Load images into the rows; paths are not followed."
+            )
+        new_image = content != previous
+        if (size >= GROUP_BYTES and new_image) or size >= _GROUP_LIMIT:
+            yield group
+            group, size = [], 0
+        group.append(row)
+        size += len(content)
+        previous = content
+        counts.add(row, new_image)
+    if group:
+        yield group
+
+
+def _write_shard(groups: Iterator[list[dict]], schema: pa.Schema, path: Path) -> Path | None:
+    """Write groups until the file is full; None where no group is left."""
+    group = next(groups, None)
+    if group is None:
+        return None
+    # The default limit of 1 MiB gives the dictionary up at once and stores an image for every row.
+    options = {"use_dictionary": True, "dictionary_pagesize_limit": 1 << 30}
+    with closing(pq.ParquetWriter(path, schema, **options)) as writer:
+        while group is not None:
+            writer.write_table(pa.Table.from_pylist(group, schema))
+            full = path.stat().st_size >= SHARD_BYTES
+            group = None if full else next(groups, None)
+    return path
+
+
+def _portable_schema(features: datasets.Features) -> pa.Schema:
+    """The Arrow schema, its lists spelled so that datasets 3 and datasets 5 both read them."""
+    schema = features.arrow_schema
+    metadata = json.loads(schema.metadata[b"huggingface"])
+
+    def spell(feature: object) -> object:
+        if not isinstance(feature, dict):
+            return feature
+        if feature.get("_type") in ("List", "Sequence") and feature.get("length", -1) == -1:
+            return [spell(feature["feature"])]
+        return {name: spell(value) for name, value in feature.items()}
+
+    metadata["info"]["features"] = spell(metadata["info"]["features"])
+    return schema.with_metadata({"huggingface": json.dumps(metadata)})
+
+
+def _card(splits: Mapping[str, datasets.Dataset], counts: dict[str, _Counts]) -> str:
+    info = next(iter(splits.values())).info
+    return f"""---
+{_card_metadata(splits, counts)}
+---
+
+# Hard positives
+
+{info.description or "Images with captions, hard positives and hard negatives."}
+
+```python
+from datasets import load_dataset
+
+rows = load_dataset("<this folder or repository>", split="{next(iter(splits))}")
+```
+
+| split | rows | by category | distinct images | distinct captions | rows without flaws |
+|---|---|---|---|---|---|
+{_count_table(counts)}
+
+Rows of one image stand together; the number in `id` is the row's place in its source.
+
+## Flaws
+
+{_flaw_table(counts)}
+
+## Licence and terms
+
+{info.license or "Not stated."}
+
+## Citation
+
+```bibtex
+{info.citation or ""}
+```
+"""
+
+
+def _card_metadata(splits: Mapping[str, datasets.Dataset], counts: dict[str, _Counts]) -> str:
+    files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in splits]
+    data = DatasetCardData(configs=[{"config_name": "default", "data_files": files}])
+    info = datasets.DatasetInfo(
+        features=next(iter(splits.values())).features,
+        splits=datasets.SplitDict(
+            {
+                name: datasets.SplitInfo(name, count.expanded_bytes, count.rows)
+                for name, count in counts.items()
+            }
+        ),
+        dataset_size=sum(count.expanded_bytes for count in counts.values()),
+        download_size=sum(count.image_bytes for count in counts.values()),
+    )
+    datasets.info.DatasetInfosDict({"default": info}).to_dataset_card_data(data)
+    return data.to_yaml()
+
+
+def _count_table(counts: dict[str, _Counts]) -> str:
+    return "\n".join(
+        f"| `{name}` | {count.rows:,} | "
+        + ", ".join(f"{category} {number:,}" for category, number in count.categories.items())
+        + f" | {len(count.images):,} | {len(count.captions):,} | "
+        + f"{count.rows - count.flawed_rows:,} |"
+        for name, count in counts.items()
+    )
+
+
+def _flaw_table(counts: dict[str, _Counts]) -> str:
+    lines = [
+        f"| `{name}` | `{flaw}` | {number:,} |"
+        for name, count in counts.items()
+        for flaw, number in sorted(count.flaws.items())
+    ]
+    if not lines:
+        return "No row is marked with a flaw."
+    return "\n".join(["| split | flaw | rows |", "|---|---|---|", *lines])

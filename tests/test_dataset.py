@@ -1,0 +1,755 @@
+"""The data: published pairs to rows, images to what is scored, rows to a Parquet folder."""
+
+import http.server
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import pyarrow.parquet as pq
+import pytest
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from hard_positives_dataset import HardPositives, build_parquet, parquet
+from hard_positives_dataset.annotations import (
+    read_annotation_dir,
+    read_triples,
+    substitution,
+)
+
+ROOT = Path(__file__).parents[1]
+DATA = Path(os.environ.get("HARD_POSITIVES_DATA", ROOT.parent / "shared" / "data")) / "replace"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="HARD_POSITIVES_DATA names no folder")
+
+ATTRIBUTES, RELATIONS = "vl_checklist_attributes.json", "vl_checklist_relations.json"
+SWAP = "visual_genome_attribution.json"
+
+
+def replace_row(image, caption, positive, negative, folder="VG_100K"):
+    path = f"data/{folder}/{image}.jpg"
+    base = {"image_id": str(image), "image_path": path, "false_caption": negative}
+    return {**base, "true_caption": caption}, {**base, "true_caption": positive}
+
+
+def swap_row(image, box, caption, positive, negative):
+    base = dict(zip(("bbox_x", "bbox_y", "bbox_w", "bbox_h"), box, strict=True))
+    base |= {"image_path": f"{image}.jpg", "attributes": ["a", "b"], "false_caption": negative}
+    return {**base, "true_caption": caption}, {**base, "true_caption": positive}
+
+
+ATTRIBUTE_ROWS = [
+    replace_row(1, "white dog", "ivory dog", "black dog"),
+    replace_row(2, "old <b>café</b> “x”", "aged <b>café</b> “x”", 'new "café" & \u4e2d'),
+    replace_row(1, "white  cat ", "ivory  cat ", "ivory dog"),
+    replace_row(3, "covered cup", "covecrimson cup", "bare cup", "VG_100K_2"),
+]
+RELATION_ROWS = [
+    replace_row(2, "cup on top of table", "cup on table", "cup under table"),
+    replace_row(4, "man in car", "man within car", "man in car", "VG_100K_2"),
+    replace_row(4, "man in bus", "man within bus", "man within bus", "VG_100K_2"),
+    replace_row(2, "cup on top of table", "cup on table", "cup under table"),
+]
+SWAP_ROWS = [
+    swap_row(5, (10, 5, 30, 20), "a and b", "b and a", "c"),
+    swap_row(6, (0, 0, 20, 20), "d and e", "e and d", "f"),
+    swap_row(5, (-8, -6, 30, 20), "g and h", "h and g", "i"),
+    swap_row(5, (10, 5, 30, 20), "j and k", "k and j", "l"),
+    swap_row(5, (10, 5, 30, 20), "a and b", "b and a", "c"),
+]
+
+
+def write_annotations(folder, layout=("original", "hard_positive"), **changed):
+    files = {ATTRIBUTES: ATTRIBUTE_ROWS, RELATIONS: RELATION_ROWS, SWAP: SWAP_ROWS, **changed}
+    for side, name in enumerate(layout):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for file, rows in files.items():
+            text = json.dumps([row[side] for row in rows])
+            (folder / name / file).write_text(text, encoding="utf-8")
+    return folder
+
+
+def jpeg(number, orientation=None, size=(60, 40)):
+    # A gradient: rotation, flips and crops of it all differ.
+    picture = Image.linear_gradient("L").resize(size).convert("RGB")
+    picture.putpixel((3, 3), (number * 20, 255, 0))
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", exif=exif)
+    return buffer.getvalue()
+
+
+PICTURES = {number: jpeg(number, 6 if number in (3, 6) else None) for number in range(1, 7)}
+
+
+def tree_name(number):
+    return f"{'VG_100K' if number in (1, 2, 5) else 'VG_100K_2'}/{number}.jpg"
+
+
+@pytest.fixture
+def annotations(tmp_path):
+    return write_annotations(tmp_path / "annotations")
+
+
+@pytest.fixture
+def images(tmp_path):
+    for number, content in PICTURES.items():
+        path = tmp_path / "images" / tree_name(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def builder(tmp_path):
+    def make(annotations, *images, splits=("replace", "swap")):
+        return HardPositives(
+            cache_dir=str(tmp_path / "cache"),
+            config_name="visual_genome",
+            annotation_dir=annotations,
+            images=list(images),
+            splits=list(splits),
+        )
+
+    return make
+
+
+def raw(rows):
+    """Rows with the images' stored bytes."""
+    return list(rows.cast_column("image", ImageFeature(decode=False)))
+
+
+def stream(builder):
+    return {split: raw(rows) for split, rows in builder.as_streaming_dataset().items()}
+
+
+# The published files
+
+
+@pytest.fixture(scope="module")
+def published():
+    return read_triples(read_annotation_dir(DATA, ("replace",)), "replace")
+
+
+@needs_data
+def test_published_files_give_the_known_counts(published):
+    assert Counter(t.category for t in published) == {"attribute": 10_575, "relation": 16_868}
+    assert len({t.image_path for t in published}) == 8_041
+    captions = {c for t in published for c in (t.caption, t.hard_positive, t.hard_negative)}
+    assert len(captions) == 50_891
+    assert Counter((t.category, flaw) for t in published for flaw in t.flaws) == {
+        ("relation", "negative_equals_caption"): 15,
+        ("attribute", "negative_equals_hard_positive"): 1,
+        ("attribute", "contradicted"): 5,
+        ("relation", "contradicted"): 4,
+        ("attribute", "duplicate"): 186,
+        ("relation", "duplicate"): 1_403,
+        ("attribute", "substring_accident"): 10,
+    }
+
+
+@needs_data
+def test_published_captions_stay_byte_for_byte(published):
+    for category, file in (("attribute", ATTRIBUTES), ("relation", RELATIONS)):
+        rows = [t for t in published if t.category == category]
+        original = json.loads((DATA / "original" / file).read_bytes())
+        positive = json.loads((DATA / "hard_positive" / file).read_bytes())
+        assert [t.id for t in rows] == [f"replace-{category}-{i:05d}" for i in range(len(rows))]
+        assert [t.caption for t in rows] == [row["true_caption"] for row in original]
+        assert [t.hard_positive for t in rows] == [row["true_caption"] for row in positive]
+        assert [t.hard_negative for t in rows] == [row["false_caption"] for row in original]
+
+
+@needs_data
+def test_published_substitutions_are_recovered(published):
+    table = Counter((t.category, t.substitution) for t in published)
+    attributes = {
+        **{"white > ivory": 2740, "black > ebony": 1789, "blue > sapphire": 1253},
+        **{"brown > chestnut": 946, "red > crimson": 827, "green > emerald": 754},
+        **{"large > big": 571, "small > tiny": 358, "long > lengthy": 270},
+        **{"silver > metallic": 241, "standing > upright": 153, "big > large": 146},
+        **{"sitting > seated": 88, "walking > strolling": 64, "wet > damp": 62},
+        **{"smiling > happy": 50, "old > aged": 46, "clear > unclouded": 43},
+        **{"eating > ingesting": 41, "young > youthful": 36, "huge > big": 31},
+        **{"hanging > dangling": 29, "looking > gazing": 27},
+    }
+    clean = Counter(
+        t.substitution
+        for t in published
+        if t.category == "attribute" and "substring_accident" not in t.flaws
+    )
+    assert clean == attributes
+    relations = {name: number for (kind, name), number in table.items() if kind == "relation"}
+    assert relations == {
+        **{"in > within": 6173, "wearing > in": 3591, "behind > to the rear of": 1057},
+        **{"holding > grasping": 950, "on top of > on": 683, "near > next to": 657},
+        **{"sitting > seated": 639, "next to > near": 621, "under > beneath": 467},
+        **{"by > near": 394, "wears > in": 385, "hanging > dangling": 382},
+        **{"above > on top of": 298, "walking > strolling": 288},
+        **{"riding > traveling on": 245, "riding > traveling": 38},
+    }
+
+
+@pytest.mark.parametrize(
+    ("caption", "hard_positive", "expected"),
+    [
+        ("same", "same", ""),
+        ("cup on top of table", "cup on table", "on top of > on"),
+        ("of table", "table", "of table > table"),
+        ("in box in bag", "within box within bag", "in > within"),
+        ("wetsuit", "dampsuit", "wetsuit > dampsuit"),
+        ("a  white cup ", "a  ivory cup ", "white > ivory"),
+        ("trees behind behind", "trees to the rear of behind", "behind > to the rear of"),
+    ],
+)
+def test_substitution_names_what_changed(caption, hard_positive, expected):
+    assert substitution(caption, hard_positive) == expected
+
+
+def test_flaws_are_found_by_rule(builder, annotations, images):
+    rows = stream(builder(annotations, images))
+    flaws = {r["id"]: r["flaws"] for split in rows.values() for r in split if r["flaws"]}
+    assert flaws == {
+        "replace-attribute-00002": ["contradicted"],
+        "replace-attribute-00003": ["substring_accident"],
+        "replace-relation-00001": ["negative_equals_caption"],
+        "replace-relation-00002": ["negative_equals_hard_positive"],
+        "replace-relation-00003": ["duplicate"],
+        "swap-00004": ["duplicate"],
+    }
+
+
+def test_another_box_is_another_image(builder, tmp_path, images):
+    one = swap_row(5, (0, 0, 9, 9), "a", "b", "c")
+    other = swap_row(5, (0, 0, 9, 8), "a", "b", "c")
+    rows = stream(
+        builder(write_annotations(tmp_path / "x", **{SWAP: [one, other]}), images, splits=["swap"])
+    )
+    assert [row["flaws"] for row in rows["swap"]] == [[], []]
+
+
+# Rows and their order
+
+
+def test_rows_of_one_image_stand_together_in_order_of_appearance(builder, annotations, images):
+    rows = stream(builder(annotations, images))
+    assert [(r["image_id"], r["id"][8:]) for r in rows["replace"]] == [
+        *(("1", "attribute-00000"), ("1", "attribute-00002"), ("2", "attribute-00001")),
+        *(("2", "relation-00000"), ("2", "relation-00003"), ("3", "attribute-00003")),
+        *(("4", "relation-00001"), ("4", "relation-00002")),
+    ]
+    assert [(r["image_id"], r["id"]) for r in rows["swap"]] == [
+        *(("5", "swap-00000"), ("5", "swap-00003"), ("5", "swap-00004"), ("5", "swap-00002")),
+        ("6", "swap-00001"),
+    ]
+
+
+def test_odd_characters_survive(builder, annotations, images, tmp_path):
+    folder = build_parquet(
+        builder(annotations, images).as_streaming_dataset(), tmp_path / "out", progress=False
+    )
+    rows = datasets.load_dataset(str(folder), split="replace", cache_dir=str(tmp_path / "c"))
+    row = next(row for row in rows if row["id"] == "replace-attribute-00001")
+    assert (row["caption"], row["hard_positive"], row["hard_negative"]) == (
+        "old <b>café</b> “x”",
+        "aged <b>café</b> “x”",
+        'new "café" & \u4e2d',
+    )
+
+
+def test_class_stream_and_parquet_folder_give_the_same_rows(builder, annotations, images, tmp_path):
+    made = builder(annotations, images)
+    made.download_and_prepare()
+    streamed = stream(made)
+    folder = build_parquet(made.as_streaming_dataset(), tmp_path / "out", progress=False)
+    for split in ("replace", "swap"):
+        kept = raw(made.as_dataset(split=split))
+        read = datasets.load_dataset(str(folder), split=split, cache_dir=str(tmp_path / "c"))
+        live = datasets.load_dataset(str(folder), split=split, streaming=True)
+        assert kept == streamed[split] == raw(read) == raw(live)
+        assert read.features == made.info.features
+
+
+def test_zip_tree_and_flat_folder_give_the_same_rows(builder, annotations, images, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, content in PICTURES.items():
+        (flat / f"{number}.jpg").write_bytes(content)
+    zips = [tmp_path / "images.zip", tmp_path / "images2.zip"]
+    for path, folder in zip(zips, ("VG_100K", "VG_100K_2"), strict=True):
+        with zipfile.ZipFile(path, "w") as file:
+            for number, content in PICTURES.items():
+                if tree_name(number).startswith(folder + "/"):
+                    file.writestr(tree_name(number), content)
+    expected = stream(builder(annotations, images))
+    assert stream(builder(annotations, flat)) == expected
+    assert stream(builder(annotations, *zips)) == expected
+    assert stream(builder(annotations, images / "VG_100K", zips[1])) == expected
+
+
+def test_published_folder_names_are_accepted_too(builder, tmp_path, annotations, images):
+    published = write_annotations(tmp_path / "clone", ("data", "swapped_data"))
+    assert stream(builder(published, images)) == stream(builder(annotations, images))
+
+
+# What is scored
+
+
+def test_whole_images_keep_their_bytes_unless_exif_would_turn_them(builder, annotations, images):
+    rows = {
+        row["image_id"]: row["image"] for row in stream(builder(annotations, images))["replace"]
+    }
+    assert [rows[str(n)]["bytes"] == PICTURES[n] for n in (1, 2, 3, 4)] == [True, True, False, True]
+    assert {image["path"] for image in rows.values()} == {None}
+    turned = builder(annotations, images).as_streaming_dataset()["replace"]
+    seen = next(row["image"] for row in turned if row["image_id"] == "3")
+    expected = Image.open(io.BytesIO(PICTURES[3])).convert("RGB")
+    assert expected.getexif()[0x0112] == 6  # The fixture asks for a turn.
+    assert (seen.size, seen.tobytes()) == (expected.size, expected.tobytes())
+
+
+def test_crops_have_the_pixels_of_the_published_loader(builder, annotations, images):
+    rows = builder(annotations, images, splits=["swap"]).as_streaming_dataset()["swap"]
+    for row in rows:
+        x, y, width, height = row["bbox"]
+        whole = Image.open(io.BytesIO(PICTURES[int(row["image_id"])])).convert("RGB")
+        crop = whole.crop((x, y, x + width, y + height))
+        assert (row["image"].size, row["image"].tobytes()) == (crop.size, crop.tobytes())
+        assert not row["image"].getexif()
+
+
+def test_a_file_of_an_images_name_in_the_working_directory_is_not_read(
+    builder, annotations, images, tmp_path, monkeypatch
+):
+    expected = stream(builder(annotations, images))
+    (tmp_path / "1.jpg").write_bytes(jpeg(9))
+    monkeypatch.chdir(tmp_path)
+    assert stream(builder(annotations, images)) == expected
+
+
+def test_an_edited_input_gets_another_cache(builder, annotations, images):
+    first = builder(annotations, images).config_id
+    assert builder(annotations, images).config_id == first
+    (images / tree_name(1)).write_bytes(jpeg(8))
+    second = builder(annotations, images).config_id
+    write_annotations(annotations, **{SWAP: SWAP_ROWS[:1]})
+    third = builder(annotations, images).config_id
+    assert len({first, second, third, builder(annotations, images, splits=["swap"]).config_id}) == 4
+
+
+@pytest.mark.skipif(
+    int(datasets.__version__.split(".")[0]) >= 4, reason="datasets 4 and later run no scripts"
+)
+def test_datasets_3_runs_the_builder_as_a_script(builder, annotations, images, tmp_path):
+    loaded = datasets.load_dataset(
+        str(ROOT / "hard_positives_dataset" / "builder.py"),
+        "visual_genome",
+        trust_remote_code=True,
+        annotation_dir=str(annotations),
+        images=[str(images)],
+        cache_dir=str(tmp_path / "script"),
+    )
+    assert {split: raw(rows) for split, rows in loaded.items()} == stream(
+        builder(annotations, images)
+    )
+
+
+# Bad annotations
+
+
+def changed(rows, position, side=None, **fields):
+    """Copies of rows, one of them with other fields; a field of None is dropped."""
+    rows = [tuple(dict(row) for row in pair) for pair in rows]
+    for row in rows[position] if side is None else [rows[position][side]]:
+        row.update(fields)
+        for name in [name for name, value in fields.items() if value is None]:
+            del row[name]
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "match"),
+    [
+        (changed(ATTRIBUTE_ROWS, 1, true_caption=None), r"no field true_caption in 1 row \(r"),
+        (changed(ATTRIBUTE_ROWS, 2, 1, image_id=1), "image_id of type int instead of str"),
+        (changed(ATTRIBUTE_ROWS, 0, true_caption="\ud800"), "not valid Unicode"),
+        (changed(ATTRIBUTE_ROWS, 0, image_path="/etc/1.jpg"), "absolute image_path in 1 row"),
+        (changed(ATTRIBUTE_ROWS, 0, image_path="data/../1.jpg"), r"'\.\.' in 1 row"),
+        (changed(ATTRIBUTE_ROWS, 0, image_path="http://x/1.jpg"), "URL scheme"),
+        (changed(ATTRIBUTE_ROWS, 0, image_path="data\\1.jpg"), "backslash"),
+        (changed(ATTRIBUTE_ROWS, 3, 1, false_caption="z"), "another false_caption in 1 row"),
+    ],
+)  # fmt: skip
+def test_bad_replace_rows_are_named(builder, tmp_path, images, rows, match):
+    folder = write_annotations(tmp_path / "bad", **{ATTRIBUTES: rows})
+    with pytest.raises(ValueError, match=match):
+        builder(folder, images).as_streaming_dataset()
+
+
+@pytest.mark.parametrize(
+    ("rows", "match"),
+    [
+        (changed(SWAP_ROWS, 0, bbox_w=None), "no field bbox_w"),
+        (changed(SWAP_ROWS, 0, bbox_w=True), "bbox_w of type bool"),
+        (changed(SWAP_ROWS, 0, bbox_w=2.5), "bbox_w of type float"),
+        (changed(SWAP_ROWS, 0, bbox_w=2**31), "32-bit"),
+        (changed(SWAP_ROWS, 1, 1, bbox_y=3), r"another bbox_y in 1 row \(swap-00001\)"),
+    ],
+)
+def test_bad_swap_rows_are_named(builder, tmp_path, images, rows, match):
+    folder = write_annotations(tmp_path / "bad", **{SWAP: rows})
+    with pytest.raises(ValueError, match=match):
+        builder(folder, images).as_streaming_dataset()
+
+
+def test_where_swap_negatives_differ_the_hard_positive_files_counts(builder, tmp_path, images):
+    rows = changed(SWAP_ROWS, 0, 0, false_caption="another")
+    folder = write_annotations(tmp_path / "x", **{SWAP: rows})
+    assert stream(builder(folder, images))["swap"][0]["hard_negative"] == "c"
+
+
+def test_shifted_and_shortened_files_are_refused(builder, annotations, images):
+    path = annotations / "hard_positive" / RELATIONS
+    rows = json.loads(path.read_text())
+    path.write_text(json.dumps(rows[1:] + rows[:1]))
+    with pytest.raises(ValueError, match=r"another image_path in \d rows \(replace-relation"):
+        builder(annotations, images).as_streaming_dataset()
+    path.write_text(json.dumps(rows[1:]))
+    with pytest.raises(ValueError, match="one length, got 4 original and 3 hard positive"):
+        builder(annotations, images).as_streaming_dataset()
+    path.write_text(json.dumps({"rows": rows}))
+    with pytest.raises(ValueError, match="JSON list of rows, got dict"):
+        builder(annotations, images).as_streaming_dataset()
+    path.write_text("[{")
+    with pytest.raises(ValueError, match="to be JSON in UTF-8"):
+        builder(annotations, images).as_streaming_dataset()
+    path.write_text(json.dumps(rows))
+    assert stream(builder(annotations, images))
+
+
+def test_absent_splits_and_unknown_names_say_what_to_do(builder, annotations, images):
+    (annotations / "original" / SWAP).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{SWAP} .split swap.*Get them from https"):
+        builder(annotations, images)
+    assert stream(builder(annotations, images, splits=["replace"]))
+    with pytest.raises(ValueError, match=r"out of \['replace', 'swap'\], got \['train'\]"):
+        builder(annotations, images, splits=["train"])
+    with pytest.raises(TypeError, match="Expected images to be a list"):
+        HardPositives(config_name="visual_genome", annotation_dir=annotations, images="images")
+
+
+# Bad images
+
+
+def test_missing_images_are_counted_before_one_is_read(builder, annotations, images):
+    (images / tree_name(2)).unlink()
+    (images / tree_name(4)).unlink()
+    (images / tree_name(1)).write_bytes(b"")  # Would fail, were it read.
+    with pytest.raises(
+        FileNotFoundError, match=r"no image file in 5 rows \(replace-attr.*2 images"
+    ):
+        builder(annotations, images, splits=["replace"]).download_and_prepare()
+
+
+def test_unreadable_images_are_counted_together(builder, annotations, images):
+    (images / tree_name(1)).write_bytes(PICTURES[1][:-200])
+    (images / tree_name(4)).write_bytes(b"<html>not found</html>")
+    made = builder(annotations, images, splits=["replace"])
+    match = r"truncated or damaged image in 2 rows \(.*\); a file that is no image in 2 rows"
+    with pytest.raises(ValueError, match=match):
+        made.download_and_prepare()
+    with pytest.raises(ValueError, match=match):
+        stream(made)
+    (images / tree_name(1)).write_bytes(PICTURES[1])
+    (images / tree_name(4)).write_bytes(PICTURES[4])
+    assert len(stream(made)["replace"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("box", "match"),
+    [
+        ((5, 5, 0, 9), "an empty box in 1 row"),
+        ((5, 5, 9, -1), "an empty box"),
+        ((60, 0, 5, 5), "a box outside the image"),
+        ((-5, 0, 5, 5), "a box outside the image"),
+        ((0, 0, 2**30, 2**30), "a box far larger"),
+    ],
+)
+def test_boxes_that_cut_nothing_out_are_named(builder, tmp_path, images, box, match):
+    rows = [*SWAP_ROWS, swap_row(6, box, "a", "b", "c")]
+    folder = write_annotations(tmp_path / "x", **{SWAP: rows})
+    with pytest.raises(ValueError, match=match + r".*swap-00005"):
+        stream(builder(folder, images, splits=["swap"]))
+
+
+def test_a_link_out_of_the_folder_is_refused_before_it_is_opened(builder, annotations, images):
+    outside = images.parent / "outside.jpg"
+    (images / tree_name(1)).rename(outside)
+    (images / tree_name(1)).symlink_to(outside)
+    os.truncate(outside, 0)  # Would be told as damaged, were it opened.
+    with pytest.raises(ValueError, match=r"a link out of it in 2 rows \(replace-attribute-00000"):
+        builder(annotations, images).as_streaming_dataset()
+    (images / tree_name(1)).unlink()
+    (images / "real.jpg").write_bytes(PICTURES[1])
+    (images / tree_name(1)).symlink_to(images / "real.jpg")
+    assert stream(builder(annotations, images))
+
+
+def test_sources_that_are_no_folder_or_zip_are_refused(builder, annotations, images, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"existing folders or zip files, got .*nowhere"):
+        builder(annotations, tmp_path / "nowhere")
+    (tmp_path / "cut.zip").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(ValueError, match=r"to be folders or zip files, got the file .*cut\.zip"):
+        builder(annotations, tmp_path / "cut.zip")
+
+
+# Downloads
+
+DOWNLOAD = """
+import sys
+from dataclasses import replace
+from hard_positives_dataset import HardPositives, annotations, builder
+server, cache = sys.argv[1:]
+builder.ANNOTATION_URL = server + "/{folder}/{file_name}"
+builder.IMAGE_URLS = (server + "/images.zip",)
+def blob_ids(pair):
+    contents = [(folder, pair.file_name) for folder in builder.PUBLISHED_FOLDERS]
+    return tuple(annotations.git_blob_id(open("/".join(c), "rb").read()) for c in contents)
+if not cache.endswith("spoiled"):
+    pairs = annotations.PUBLISHED_PAIRS
+    builder.PUBLISHED_PAIRS = [replace(pair, blob_ids=blob_ids(pair)) for pair in pairs]
+made = HardPositives(config_name="visual_genome", cache_dir=cache)
+made.download_and_prepare()
+streamed = made.as_streaming_dataset()
+print({split: [len(made.as_dataset(split)), len(list(streamed[split]))] for split in streamed})
+"""
+
+
+@pytest.fixture
+def server(tmp_path):
+    folder = write_annotations(tmp_path / "site", ("data", "swapped_data"))
+    with zipfile.ZipFile(folder / "images.zip", "w") as file:
+        for number, content in PICTURES.items():
+            file.writestr(tree_name(number), content)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=folder)
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def child(*arguments, cwd, **environment):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "0", **environment}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def test_without_folders_the_published_files_are_downloaded_and_checked(server, tmp_path):
+    folder, url = server
+    home = {"HF_HOME": str(tmp_path / "home")}
+    done = child("-c", DOWNLOAD, url, tmp_path / "cache", cwd=folder, **home)
+    assert "{'replace': [8, 8], 'swap': [5, 5]}" in done.stdout, done.stderr
+    failed = child("-c", DOWNLOAD, url, tmp_path / "spoiled", cwd=folder, **home)
+    assert "to have the git blob id 8502f610" in failed.stderr
+    assert failed.returncode
+
+
+# The Parquet folder
+
+
+BUILD = """
+import sys
+from hard_positives_dataset import HardPositives, build_parquet, parquet
+annotations, images, output, group = sys.argv[1:]
+parquet.GROUP_BYTES = parquet.SHARD_BYTES = int(group)
+made = HardPositives(config_name="visual_genome", annotation_dir=annotations, images=[images],
+                     splits=["replace"], cache_dir=output + "-cache")
+print("start", flush=True)
+build_parquet(made.as_streaming_dataset(), output, progress=False)
+"""
+
+
+@pytest.fixture
+def large(tmp_path):
+    """600 images of noise with four rows each: a build that takes a moment."""
+    images, rows = tmp_path / "large", []
+    images.mkdir()
+    for number in range(600):
+        noise = Image.effect_noise((160, 120), 10 + number / 10)
+        noise.save(images / f"{number}.jpg")
+        rows += [replace_row(number, f"white {i}", f"ivory {i}", f"red {i}") for i in range(4)]
+    annotations = write_annotations(tmp_path / "annotations", **{ATTRIBUTES: rows, RELATIONS: []})
+    return annotations, images
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_killed_build_leaves_nothing_and_the_next_gives_the_same_bytes(large, tmp_path):
+    arguments = [*large, tmp_path / "whole", 1_000_000]
+    assert child("-c", BUILD, *arguments, cwd=tmp_path).returncode == 0
+    expected, output, partial = contents(tmp_path / "whole"), tmp_path / "out", 0
+    assert len(expected) > 3  # Several shards and the card.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    arguments[2] = output
+    for moment in (0.05, 0.3, 0.5):
+        command = [sys.executable, "-c", BUILD, *map(str, arguments)]
+        running = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        assert running.stdout.readline() == "start\n"
+        while not list(tmp_path.glob(".out.incomplete/data/*")) and running.poll() is None:
+            time.sleep(0.005)
+        time.sleep(moment / 2)
+        running.send_signal(signal.SIGKILL)
+        running.communicate()
+        partial += (tmp_path / ".out.incomplete").exists()
+        assert not output.exists() or contents(output) == expected
+        if output.exists():  # A fast machine: the build was done before the signal.
+            break
+    assert partial  # At least one was killed at work.
+    if not output.exists():
+        assert child("-c", BUILD, *arguments, cwd=tmp_path).returncode == 0
+    assert contents(output) == expected
+    assert not (tmp_path / ".out.incomplete").exists()
+
+
+def test_each_image_is_stored_once(large, builder, tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "GROUP_BYTES", 2_000_000)
+    annotations, images = large
+    made = builder(annotations, images, splits=["replace"])
+    folder = build_parquet(made.as_streaming_dataset(), tmp_path / "out", progress=False)
+    size = sum(path.stat().st_size for path in (folder / "data").iterdir())
+    distinct = sum(path.stat().st_size for path in images.iterdir())
+    assert distinct < size <= 1.05 * distinct
+    file = pq.ParquetFile(next((folder / "data").iterdir()))
+    assert file.num_row_groups > 5
+    assert all(file.metadata.row_group(i).num_rows % 4 == 0 for i in range(file.num_row_groups))
+
+
+READ = """
+import sys
+sys.modules["hard_positives_dataset"] = None
+import datasets
+folder, cache = sys.argv[1:]
+kept = datasets.load_dataset(folder, split="replace", cache_dir=cache)
+live = list(datasets.load_dataset(folder, split="replace", streaming=True))
+assert [row["caption"] for row in live] == kept["caption"][:]
+print(len(live), live[0]["image"].size, set(datasets.load_dataset(folder, cache_dir=cache)))
+"""
+
+
+def test_the_folder_is_read_with_nothing_of_ours(builder, annotations, images, tmp_path):
+    made = builder(annotations, images)
+    folder = build_parquet(made.as_streaming_dataset(), tmp_path / "out", progress=False)
+    (tmp_path / "elsewhere").mkdir()
+    done = child(
+        "-I", "-c", READ, folder, tmp_path / "c", cwd=tmp_path / "elsewhere", PYTHONPATH=""
+    )
+    assert done.stdout.startswith("8 (60, 40)"), done.stderr
+    card = (folder / "README.md").read_text()
+    assert "| `replace` | 8 | attribute 4, relation 4 | 4 | 18 | 3 |" in card
+    assert "NOT the published files" in card and "CC BY 4.0" in card and "@inproceedings" in card
+
+
+def test_what_stands_in_the_output_folder_is_never_overwritten(
+    builder, annotations, images, tmp_path
+):
+    rows = builder(annotations, images).as_streaming_dataset()
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="to be absent or an empty folder"):
+        build_parquet(rows, output, progress=False)
+    assert contents(output) == {"mine.txt": b"mine"}
+    (output / "mine.txt").unlink()
+    lock = parquet.FileLock(tmp_path / ".out.lock")
+    with lock, pytest.raises(FileExistsError, match="another build that is writing it"):
+        build_parquet(rows, output, progress=False)
+    assert build_parquet(rows, output, progress=False) == output
+    with pytest.raises(FileExistsError):
+        build_parquet(rows, output, progress=False)
+
+
+def test_an_error_in_the_rows_leaves_nothing(builder, annotations, images, tmp_path):
+    (images / tree_name(4)).write_bytes(PICTURES[4][:-200])
+    with pytest.raises(ValueError, match="truncated"):
+        build_parquet(
+            builder(annotations, images).as_streaming_dataset(), tmp_path / "out", progress=False
+        )
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith((".out.inc", "out"))]
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(builder, large, tmp_path):
+    annotations, images = large
+    rows = builder(annotations, images, splits=["replace"]).as_streaming_dataset()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limit[1]))
+    try:
+        with pytest.raises(OSError, match=r"Expected room on the disk for .*File too large"):
+            build_parquet(rows, tmp_path / "out", progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
+    assert not (tmp_path / "out").exists() and not (tmp_path / ".out.incomplete").exists()
+    assert build_parquet(rows, tmp_path / "out", progress=False).exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_really_full_disk_is_told_and_leaves_nothing(builder, large, tmp_path):
+    annotations, images = large
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this container may not mount")
+    try:
+        rows = builder(annotations, images, splits=["replace"]).as_streaming_dataset()
+        with pytest.raises(OSError, match=r"Expected room on the disk for .*No space left"):
+            build_parquet(rows, disk / "out", progress=False)
+        assert [path.name for path in disk.iterdir()] == [".out.lock"]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_rows_that_no_folder_can_be_made_of_are_refused(tmp_path):
+    columns = {"image": [Image.new("RGB", (4, 4))]}
+    captions = {name: ["x"] for name in ("caption", "hard_positive", "hard_negative")}
+    rows = datasets.Dataset.from_dict({**columns, **captions})
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match="none called caption"):
+        build_parquet({"train": datasets.Dataset.from_dict(columns)}, out)
+    with pytest.raises(ValueError, match="split names to be letters"):
+        build_parquet({"../train": rows}, out)
+    with pytest.raises(ValueError, match="at least one split"):
+        build_parquet({}, out)
+    with pytest.raises(ValueError, match="to have rows, got none"):
+        build_parquet({"train": rows.select([])}, out, progress=False)
+    (tmp_path / "a.png").write_bytes(jpeg(1))
+    path = datasets.Dataset.from_dict({"image": [str(tmp_path / "a.png")], **captions})
+    with pytest.raises(ValueError, match="to carry its bytes"):
+        build_parquet({"train": path.cast_column("image", ImageFeature())}, out, progress=False)
+    assert not out.exists()
+    assert build_parquet({"train": rows}, out, progress=False)
