@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -19,20 +19,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
+from datasets import (
+    Dataset,
+    DatasetBuilder,
+    DatasetDict,
+    concatenate_datasets,
+    load_dataset_builder,
+)
 from transformers import PreTrainedModel, ProcessorMixin
 
 import hard_positives_dataset
 from hard_positive_metric import compute_metrics
-from hard_positives.scoring import (
-    CAPTION_COLUMNS,
-    DualEncoder,
-    RowIndex,
-    check_columns,
-    index_rows,
-    load_encoder,
-)
+from hard_positives.encoders import ImageTextModel, Options
+from hard_positives.rows import CAPTION_COLUMNS, RowIndex, check_columns, index_rows
+from hard_positives.scoring import load_model, score_rows
 
 VIEWS = ("as_published", "clean")
 PACKAGES = ("hard-positives", "datasets", "numpy", "pillow", "tokenizers", "torch", "transformers")
@@ -143,15 +143,18 @@ class EvaluationResult:
 
 
 def evaluate(
-    model: str | Path | PreTrainedModel,
+    model: str | Path | PreTrainedModel | Callable,
     dataset: str | Path | Dataset | DatasetDict,
     *,
     splits: Sequence[str] | None = None,
     processor: ProcessorMixin | None = None,
     revision: str | None = None,
+    dataset_revision: str | None = None,
     device: str | None = None,
     dtype: str = "float32",
     batch_size: int | None = None,
+    num_workers: int | None = None,
+    cache: bool = True,
     progress: bool = True,
 ) -> EvaluationResult:
     """Score a model on a dataset of triples and keep all that the numbers depend on.
@@ -164,12 +167,15 @@ def evaluate(
             are numbered; without ``category``, a split is one; without ``image_id``, rows of the
             same picture count as dependent; without ``flaws``, none has any.
         splits: Which splits, in the order of the report; all if left out.
+        dataset_revision: Branch, tag or commit of ``dataset`` where that is a Hub id, as
+            ``revision`` is of the model. The signature holds the commits that these stood for.
 
     Returns:
         The result, with all splits in one. An image or caption of two splits is encoded once.
 
     Raises:
-        ValueError: An unknown split or column, no rows, and what ``score`` raises.
+        ValueError: An unknown split or column, no rows, a ``dataset_revision`` that cannot be had,
+            and what ``score`` raises.
 
     Examples:
         >>> result = evaluate("shapes_clip", "shapes")
@@ -177,29 +183,65 @@ def evaluate(
         >>> swap["augmented_accuracy"] <= swap["original_accuracy"]
         True
     """
-    rows_by_split = load_splits(dataset, splits)
+    source, dataset_commit = _load_source(dataset, dataset_revision)
+    rows_by_split = _choose_splits(source, splits)
     for rows in rows_by_split.values():
         check_columns(rows)
-    encoder = load_encoder(
-        model, processor=processor, revision=revision, device=device, dtype=dtype
-    )
+    options = Options(batch_size, num_workers, cache, progress)
+    scorer = load_model(model, processor=processor, revision=revision, device=device, dtype=dtype)
     columns = ["image", *CAPTION_COLUMNS]
     index = index_rows(
         concatenate_datasets([rows.select_columns(columns) for rows in rows_by_split.values()])
     )
-    logits = encoder.score(index, batch_size=batch_size, progress=progress)
+    logits = score_rows(scorer, index, options)
     scores = _scores_table(rows_by_split, index, logits)
-    return EvaluationResult(scores, _signature(model, dataset, encoder, dtype, scores, index))
+    signature = _signature(model, dataset, dataset_commit, scorer, scores, index)
+    return EvaluationResult(scores, signature)
 
 
 def load_splits(
     dataset: str | Path | Dataset | DatasetDict, splits: Sequence[str] | None = None
 ) -> dict[str, Dataset]:
     """Bring a dataset into the form split -> rows, keeping only ``splits`` where given."""
+    source, _ = _load_source(dataset)
+    return _choose_splits(source, splits)
+
+
+def _load_source(
+    dataset: str | Path | Dataset | DatasetDict, revision: str | None = None
+) -> tuple[Dataset | DatasetDict, str | None]:
+    """Load what a folder or Hub id stands for, with its commit on the Hub, None elsewhere."""
     if dataset == EMBEDDED_DATASET:
         dataset = Path(hard_positives_dataset.__file__).parent
-    if isinstance(dataset, (str, Path)):
-        dataset = load_dataset(str(dataset))
+    on_the_hub = isinstance(dataset, (str, Path)) and not os.path.exists(dataset)
+    if revision is not None and not on_the_hub:
+        raise ValueError(
+            f"Expected dataset_revision to be left out for data that is here, got {revision!r}. It "
+            "chooses a commit of a dataset on the Hub."
+        )
+    if not isinstance(dataset, (str, Path)):
+        return dataset, None
+    # What load_dataset does; the builder alone knows the commit.
+    builder = load_dataset_builder(str(dataset), revision=revision)
+    if revision is not None:
+        _check_revision(builder, str(dataset), revision)
+    builder.download_and_prepare()
+    return builder.as_dataset(), builder.hash if on_the_hub else None
+
+
+def _check_revision(builder: DatasetBuilder, dataset: str, revision: str) -> None:
+    # Offline, or for a revision that does not exist, datasets takes the commit it cached last.
+    from_cache = not str(builder.base_path).startswith("hf://")
+    if from_cache and builder.hash != revision:
+        raise ValueError(
+            f"Expected {dataset} to have the revision {revision!r} within reach, got only the "
+            f"cached commit {builder.hash}. Check the name and the connection, or give that commit."
+        )
+
+
+def _choose_splits(
+    dataset: Dataset | DatasetDict, splits: Sequence[str] | None
+) -> dict[str, Dataset]:
     if isinstance(dataset, Dataset):
         dataset = {str(dataset.split or "rows"): dataset}
     if not isinstance(dataset, Mapping):
@@ -236,28 +278,20 @@ def _scores_table(
 def _signature(
     model: Any,
     dataset: Any,
-    encoder: DualEncoder,
-    dtype: str,
+    dataset_commit: str | None,
+    scorer: ImageTextModel,
     scores: pa.Table,
     index: RowIndex,
 ) -> dict[str, Any]:
     flawed = [bool(flaws) for flaws in scores["flaws"].to_pylist()]
     splits = scores["split"].to_pylist()
+    described = scorer.describe()
+    described["model"]["id"] = _name_of(model) or described["model"]["id"]
     return {
-        "model": {
-            "id": _name_of(model) or encoder.model.name_or_path or type(encoder.model).__name__,
-            "revision": getattr(encoder.model.config, "_commit_hash", None),
-            "architecture": type(encoder.model).__name__,
-            "weights_sha256": _weights_hash(encoder.model),
-        },
-        "processor": {
-            "image_processor": type(encoder.processor.image_processor).__name__,
-            "sha256": _processor_hash(encoder.processor),
-        },
-        "dtype": dtype,
-        "device": encoder.device.type,
+        **described,
         "dataset": {
             "id": _name_of(dataset),
+            "revision": dataset_commit,
             "content_sha256": _content_hash(scores["id"].to_pylist(), index),
             "splits": {
                 split: {
@@ -269,8 +303,8 @@ def _signature(
                 for split in dict.fromkeys(splits)
             },
         },
-        "num_images_encoded": len(index.first_rows),
-        "num_captions_encoded": len(index.captions),
+        "num_distinct_images": len(index.first_rows),
+        "num_distinct_captions": len(index.captions),
         "views": list(VIEWS),
         "tie_rule": "strict comparisons: a tie is wrong",
         "versions": {
@@ -282,22 +316,6 @@ def _signature(
 
 def _name_of(source: Any) -> str | None:
     return str(source) if isinstance(source, (str, Path)) else None
-
-
-def _weights_hash(model: PreTrainedModel) -> str:
-    digest = hashlib.sha256()
-    for name, values in sorted(model.state_dict().items()):
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _processor_hash(processor: ProcessorMixin) -> str:
-    digest = hashlib.sha256(processor.image_processor.to_json_string().encode())
-    tokenizer = processor.tokenizer
-    digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
-    digest.update(f"{type(tokenizer).__name__} {tokenizer.special_tokens_map}".encode())
-    return digest.hexdigest()
 
 
 def _content_hash(ids: Sequence[str], index: RowIndex) -> str:

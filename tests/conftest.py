@@ -5,7 +5,7 @@ import tempfile
 
 # Read when the libraries are imported, so before any test imports them.
 _hf_home = tempfile.TemporaryDirectory(prefix="hf_home_", ignore_cleanup_errors=True)
-os.environ["HF_HOME"] = _hf_home.name
+os.environ["HF_HOME"] = _hf_home.name  # also where embeddings are cached
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 

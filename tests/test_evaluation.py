@@ -109,7 +109,7 @@ def test_the_signature_says_what_the_numbers_depend_on(result, tiny_clip, benchm
         "replace": {"num_rows": 30, "num_clean_rows": 26},
         "swap": {"num_rows": 10, "num_clean_rows": 10},
     }
-    assert signature["num_images_encoded"] == 10
+    assert signature["num_distinct_images"] == 10
     assert set(signature["versions"]) >= {"python", "torch", "transformers", "hard-positives"}
     assert json.loads(json.dumps(signature)) == signature
 

@@ -1,0 +1,148 @@
+"""Rows in, distinct images and distinct captions out, and where each row finds its own.
+
+The benchmark repeats itself: 27,443 rows of REPLACE hold 8,041 distinct images and 50,891 distinct
+captions. What is found here is what models (``encoders``) run over. No model here.
+"""
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, Image
+from PIL import Image as PILImage
+
+CAPTION_COLUMNS = ("caption", "hard_positive", "hard_negative")
+
+
+def check_columns(dataset: Dataset, caption_columns: Sequence[str] = CAPTION_COLUMNS) -> None:
+    """Raise unless ``dataset`` has rows, an image column and the caption columns."""
+    if not isinstance(dataset, Dataset):
+        raise TypeError(
+            f"Expected the rows to be a datasets.Dataset, got {type(dataset).__name__}. "
+            "Pass one split, such as load_dataset(..., split='replace')."
+        )
+    missing = [name for name in ("image", *caption_columns) if name not in dataset.column_names]
+    if missing:
+        raise ValueError(
+            f"Expected the dataset to have the columns {['image', *caption_columns]}, got "
+            f"{dataset.column_names}. Rename or add {missing}."
+        )
+    if not isinstance(dataset.features["image"], Image):
+        raise TypeError(
+            f"Expected the column 'image' to be of type Image, got {dataset.features['image']}. "
+            "Use dataset.cast_column('image', datasets.Image())."
+        )
+    if len(dataset) == 0:
+        raise ValueError("Expected the dataset to have rows, got none. Check the split or filter.")
+
+
+@dataclass(frozen=True)
+class RowIndex:
+    """What N rows need to have encoded, and where each row finds it.
+
+    Attributes:
+        images: A dataset whose column ``image`` holds undecoded files.
+        first_rows: For each distinct image, a row of ``images`` that holds it.
+        image_digests: SHA-256 of each distinct image's bytes.
+        captions: The distinct captions.
+        image_of_row: (N,) index into ``first_rows``.
+        captions_of_row: (N, K) index into ``captions``.
+    """
+
+    images: Dataset
+    first_rows: list[int]
+    image_digests: list[str]
+    captions: list[str]
+    image_of_row: np.ndarray
+    captions_of_row: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.image_of_row)
+
+    @cached_property
+    def caption_digests(self) -> list[str]:
+        """SHA-256 of each distinct caption."""
+        return [hashlib.sha256(text.encode()).hexdigest() for text in self.captions]
+
+
+def index_rows(dataset: Dataset, caption_columns: Sequence[str] = CAPTION_COLUMNS) -> RowIndex:
+    """Find the distinct images (by their bytes) and captions (by their text) of a dataset."""
+    images = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
+    digests = [hashlib.sha256(data).hexdigest() for data in _image_files(images)]
+    distinct = {digest: place for place, digest in enumerate(dict.fromkeys(digests))}
+    image_of_row = np.array([distinct[digest] for digest in digests])
+    first_rows = np.unique(image_of_row, return_index=True)[1].tolist()
+
+    columns = [list(dataset[name]) for name in caption_columns]
+    _check_captions(columns, caption_columns)
+    captions = {text: place for place, text in enumerate(dict.fromkeys(chain(*columns)))}
+    captions_of_row = np.array([[captions[text] for text in column] for column in columns]).T
+    return RowIndex(
+        images, first_rows, list(distinct), list(captions), image_of_row, captions_of_row
+    )
+
+
+def _image_files(images: Dataset) -> Iterator[bytes]:
+    cells = (cell for batch in images.iter(batch_size=64) for cell in batch["image"])
+    for row, cell in enumerate(cells):
+        yield read_image_file(cell, row)
+
+
+def _check_captions(columns: list[list], names: Sequence[str]) -> None:
+    for name, column in zip(names, columns, strict=True):
+        wrong = [row for row, text in enumerate(column) if not isinstance(text, str)]
+        if wrong:
+            raise TypeError(
+                f"Expected the column {name!r} to hold strings, got {column[wrong[0]]!r} in row "
+                f"{wrong[0]} ({len(wrong)} such rows). Remove or repair these rows."
+            )
+
+
+def read_image_file(cell: dict[str, Any] | None, row: int) -> bytes:
+    """Return the bytes of an undecoded cell of an image column."""
+    if cell is not None and cell["bytes"] is not None:
+        return cell["bytes"]
+    if cell is not None and cell["path"] is not None:
+        return Path(cell["path"]).read_bytes()
+    raise ValueError(f"Expected row {row} to have an image, got none. Remove or repair the row.")
+
+
+def open_image(rows: RowIndex, place: int) -> PILImage.Image:
+    """Decode a distinct image to RGB.
+
+    Not by datasets' own decoding, which rotates by EXIF: the published loader does not.
+
+    Raises:
+        ValueError: The bytes are no whole image.
+    """
+    row = rows.first_rows[place]
+    file = read_image_file(rows.images[row]["image"], row)
+    try:
+        return PILImage.open(io.BytesIO(file)).convert("RGB")
+    except (OSError, SyntaxError) as error:
+        raise ValueError(
+            f"Expected row {row} to hold a readable image, got {len(file)} bytes that are not one "
+            f"({error}). Repair or remove the row."
+        ) from error
+
+
+class PreparedImages(torch.utils.data.Dataset):
+    """The distinct images as a model's processor prepares them, for a ``DataLoader``."""
+
+    def __init__(self, rows: RowIndex, image_processor: Callable):
+        self.rows = rows
+        self.image_processor = image_processor
+
+    def __len__(self) -> int:
+        return len(self.rows.first_rows)
+
+    def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
+        inputs = self.image_processor(open_image(self.rows, place), return_tensors="pt")
+        return {name: values[0] for name, values in inputs.items()}

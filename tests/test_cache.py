@@ -1,0 +1,82 @@
+import os
+
+import numpy as np
+import pytest
+
+from hard_positives.cache import EmbeddingCache, cache_root, list_cache, trim_cache
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARD_POSITIVES_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def filled(folder, *, seed: int = 0, rows: int = 3) -> EmbeddingCache:
+    cache = EmbeddingCache(folder)
+    embeds = np.random.default_rng(seed).normal(size=(rows, 4)).astype(np.float32)
+    cache.add([f"{seed:02x}{row:02x}" for row in range(rows)], embeds)
+    return cache
+
+
+def test_what_was_added_is_loaded(root):
+    cache = filled(root / "model")
+    filled(root / "model", seed=1)
+    vectors = cache.load()
+    assert sorted(vectors) == ["0000", "0001", "0002", "0100", "0101", "0102"]
+    expected = np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)
+    np.testing.assert_array_equal(vectors["0102"], expected[2])
+
+
+def test_an_empty_folder_holds_nothing(root):
+    assert EmbeddingCache(root / "none").load() == {}
+    assert list_cache() == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-1],
+        lambda content: content[:100] + bytes([content[100] ^ 1]) + content[101:],
+        lambda content: b"",
+    ],
+)
+def test_a_damaged_chunk_is_removed_and_the_others_stay(root, damage):
+    cache = filled(root / "model")
+    (chunk,) = (root / "model").glob("*.safetensors")
+    filled(root / "model", seed=1)
+    chunk.write_bytes(damage(chunk.read_bytes()))
+    assert sorted(cache.load()) == ["0100", "0101", "0102"]
+    assert not chunk.exists()
+
+
+def test_a_foreign_file_does_not_pass_for_a_chunk(root):
+    cache = filled(root / "model")
+    (chunk,) = (root / "model").glob("*.safetensors")
+    (root / "model" / "mine.safetensors").write_bytes(chunk.read_bytes())
+    assert len(cache.load()) == 3
+    assert not (root / "model" / "mine.safetensors").exists()
+
+
+def test_a_half_written_chunk_does_not_count(root):
+    cache = filled(root / "model")
+    (root / "model" / "0123.partial").write_bytes(b"half of a chunk")
+    assert len(cache.load()) == 3
+
+
+def test_the_models_used_longest_ago_are_removed_first(root):
+    for age, name in enumerate(["new", "middle", "old"]):
+        filled(root / name)
+        os.utime(root / name, (1e9 - age, 1e9 - age))
+    size = list_cache()[0].size
+    assert [model.folder.name for model in trim_cache(2 * size)] == ["old"]
+    EmbeddingCache(root / "middle").load()  # used just now
+    assert [model.folder.name for model in trim_cache(size)] == ["new"]
+    assert [model.folder.name for model in trim_cache(0)] == ["middle"]
+    assert list_cache() == []
+
+
+def test_the_cache_stands_beside_the_hubs_where_nothing_else_is_said(monkeypatch):
+    monkeypatch.delenv("HARD_POSITIVES_CACHE", raising=False)
+    assert cache_root().name == "hard_positives"
+    assert str(cache_root().parent) == os.environ["HF_HOME"]

@@ -1,0 +1,272 @@
+"""The scorer under load: cache, kills, processes, workers, batch sizes."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as PILImage
+
+from hard_positive_metric import compute_metrics
+from hard_positives import EvaluationResult, encoders, evaluate, score
+from hard_positives.cache import EmbeddingCache, list_cache
+
+COUNTS = ("num_all_above", "num_only_caption_above", "num_none_above", "num_tied", "num_brittle")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARD_POSITIVES_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def encoded(monkeypatch) -> dict[str, int]:
+    """Counts what is encoded rather than read from the cache."""
+    counts = {"images": 0, "captions": 0}
+    for name, method in {"images": "embed_images", "captions": "embed_captions"}.items():
+        original = getattr(encoders.DualEncoder, method)
+
+        def counting(self, batch, name=name, original=original):
+            embeds = original(self, batch)
+            counts[name] += len(embeds)
+            return embeds
+
+        monkeypatch.setattr(encoders.DualEncoder, method, counting)
+    return counts
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory) -> Path:
+    """A folder of 600 rows over 300 images and 1,500 captions: many chunks of a small size."""
+    picks = np.random.default_rng(0)
+    pictures = [
+        PILImage.fromarray(picks.integers(0, 256, (33 + i % 7, 40, 3), dtype=np.uint8))
+        for i in range(300)
+    ]
+    records = [
+        {
+            "image": pictures[i // 2],
+            "caption": f"white thing {i % 500} on a table",
+            "hard_positive": f"ivory thing {i % 500} on a table",
+            "hard_negative": f"black thing {i % 500} on a table",
+            "image_id": str(i // 2),
+        }
+        for i in range(600)
+    ]
+    features = Features({name: Value("string") for name in records[0]} | {"image": Image()})
+    folder = tmp_path_factory.mktemp("benchmark")
+    (folder / "data").mkdir()
+    rows = Dataset.from_list(records, features=features)
+    rows.to_parquet(folder / "data" / "replace-00000-of-00001.parquet")
+    return folder
+
+
+def counts_of(logits: np.ndarray) -> dict[str, int]:
+    metrics = compute_metrics(logits)
+    return {name: metrics[name] for name in COUNTS}
+
+
+def test_a_second_run_encodes_nothing_and_gives_the_same_logits(tiny_clip, triples, encoded):
+    first = score(tiny_clip, triples)
+    assert encoded == {"images": 10, "captions": 45}
+    np.testing.assert_array_equal(score(tiny_clip, triples), first)
+    assert encoded == {"images": 10, "captions": 45}
+
+
+def test_another_split_encodes_only_what_is_new(tiny_clip, triples, encoded):
+    score(tiny_clip, triples.select(range(20)))
+    before = dict(encoded)
+    logits = score(tiny_clip, triples)
+    assert encoded["images"] == 10
+    assert before["images"] == 5
+    np.testing.assert_allclose(logits, score(tiny_clip, triples, cache=False), atol=1e-5, rtol=0)
+
+
+def test_without_the_cache_nothing_is_kept_or_used(tiny_clip, triples, encoded, own_cache):
+    score(tiny_clip, triples, cache=False)
+    score(tiny_clip, triples, cache=False)
+    assert encoded["images"] == 20
+    assert not own_cache.exists()
+
+
+def test_everything_that_changes_an_embedding_has_a_cache_of_its_own(tiny_clip, triples, encoded):
+    from transformers import AutoProcessor, CLIPModel
+
+    model = CLIPModel.from_pretrained(tiny_clip, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(tiny_clip, backend="pil")
+    score(model, triples, processor=processor)
+    score(tiny_clip, triples)  # the same weights by another name
+    assert encoded["images"] == 10
+    processor.image_processor.image_mean = [0.5, 0.5, 0.5]
+    score(model, triples, processor=processor)
+    assert encoded["images"] == 20
+    model.text_projection.weight.data[0, 0] += 1e-3
+    score(model, triples, processor=processor)
+    assert encoded["images"] == 30
+    score(tiny_clip, triples, dtype="bfloat16")
+    assert encoded["images"] == 40
+    assert len(list_cache()) == 4
+
+
+def test_other_pixels_in_the_same_row_are_encoded_anew(tiny_clip, triples, encoded):
+    score(tiny_clip, triples)
+    rows = triples.to_list()
+    rows[0]["image"] = rows[39]["image"]
+    mixed = Dataset.from_list(rows, features=triples.features)
+    logits = score(tiny_clip, mixed)
+    np.testing.assert_allclose(logits[0], score(tiny_clip, mixed, cache=False)[0], atol=1e-5)
+    assert not np.allclose(logits[0], score(tiny_clip, triples)[0])
+
+
+def test_a_damaged_chunk_is_encoded_again(tiny_clip, triples, encoded, own_cache):
+    expected = score(tiny_clip, triples)
+    for chunk in own_cache.glob("*/*.safetensors"):
+        chunk.write_bytes(chunk.read_bytes()[:-7])
+    np.testing.assert_array_equal(score(tiny_clip, triples), expected)
+    assert encoded["images"] == 20
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 16, 256])
+def test_batch_size_changes_no_count(tiny_clip, benchmark, batch_size):
+    reference = evaluate(tiny_clip, benchmark, cache=False).logits
+    logits = evaluate(tiny_clip, benchmark, cache=False, batch_size=batch_size).logits
+    assert counts_of(logits) == counts_of(reference)
+    np.testing.assert_allclose(logits, reference, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_the_number_of_workers_changes_nothing(tiny_clip, benchmark, num_workers):
+    reference = evaluate(tiny_clip, benchmark, cache=False).logits
+    logits = evaluate(tiny_clip, benchmark, cache=False, num_workers=num_workers).logits
+    np.testing.assert_array_equal(logits, reference)
+
+
+def test_the_order_of_rows_changes_nothing(tiny_clip, triples):
+    order = np.random.default_rng(3).permutation(len(triples))
+    shuffled = score(tiny_clip, triples.select(order), cache=False)
+    np.testing.assert_array_equal(shuffled, score(tiny_clip, triples, cache=False)[order])
+
+
+def command(model: Path, dataset: Path, output: Path, *options: str) -> list[str]:
+    return [
+        *("-m", "hard_positives", "evaluate", str(model)),
+        *("--dataset", str(dataset), "--output", str(output), *options),
+    ]
+
+
+def saved_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_counts_of_one_and_every_row_once(tiny_clip, benchmark, tmp_path):
+    one = evaluate(tiny_clip, benchmark, cache=False)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    done = subprocess.run(
+        [*launch, *command(tiny_clip, benchmark, tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    two = EvaluationResult.load(tmp_path / "two")
+    assert counts_of(two.logits) == counts_of(one.logits)
+    assert two.scores["id"].equals(one.scores["id"])
+    assert done.stdout.count("REPLACE humans") == 1  # one process prints
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_with_the_bytes_of_one_that_was_not(
+    tiny_clip, benchmark, tmp_path, own_cache
+):
+    # Small chunks, so that kills fall between many of them.
+    small = "from hard_positives import encoders; encoders.IMAGES_A_CHUNK = 8; "
+    small += "encoders.CAPTIONS_A_CHUNK = 64; from hard_positives.cli import app; app()"
+    arguments = command(tiny_clip, benchmark, tmp_path / "killed")[2:]
+    run = [sys.executable, "-c", small, *arguments]
+    chunks_seen, kills, random_times = [], 0, random.Random(0)
+    while True:
+        process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until = time.monotonic() + random_times.uniform(3, 9)
+        before = len(list(own_cache.glob("*/*.safetensors")))
+        # Killed at a random time, yet not before one more chunk is there: the loop must end.
+        while process.poll() is None and (
+            time.monotonic() < until and len(list(own_cache.glob("*/*.safetensors"))) < before + 12
+        ):
+            os.sched_yield()
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+        chunks_seen.append(len(list(own_cache.glob("*/*.safetensors"))))
+    assert process.returncode == 0
+    assert kills >= 2
+    assert chunks_seen == sorted(chunks_seen)  # nothing that was done is lost
+
+    os.environ["HARD_POSITIVES_CACHE"] = str(tmp_path / "other")
+    uninterrupted = command(tiny_clip, benchmark, tmp_path / "whole")[2:]
+    subprocess.run([sys.executable, "-c", small, *uninterrupted], check=True, capture_output=True)
+    assert saved_bytes(tmp_path / "killed") == saved_bytes(tmp_path / "whole")
+    assert len(list((tmp_path / "other").glob("*/*.safetensors"))) == len(
+        list(own_cache.glob("*/*.safetensors"))
+    )
+
+
+def test_the_batch_size_of_a_large_run_is_measured_once(tiny_clip, triples, own_cache, monkeypatch):
+    measured = []
+
+    def fastest(self, sizes):
+        measured.append(sizes)
+        return sizes[-1]
+
+    monkeypatch.setattr(encoders, "MEASURED_FROM", 5)
+    monkeypatch.setattr(encoders._EncodingRun, "_fastest_batch_size", fastest)
+    score(tiny_clip, triples.select(range(24)))  # six images
+    for chunk in own_cache.glob("*/*.safetensors"):
+        chunk.unlink()
+    score(tiny_clip, triples)
+    assert len(measured) == 1
+
+
+def test_measuring_gives_one_of_the_sizes(tiny_clip, triples, monkeypatch):
+    monkeypatch.setattr(encoders, "MEASURED_FROM", 5)
+    expected = score(tiny_clip, triples, cache=False, batch_size=32)
+    np.testing.assert_allclose(score(tiny_clip, triples), expected, atol=1e-5, rtol=0)
+
+
+def test_auto_takes_half_precision_only_where_it_is_twice_as_fast(tiny_clip, triples, monkeypatch):
+    from hard_positives import scoring
+
+    seconds = {torch.float32: 1.0, torch.bfloat16: 0.6}
+    monkeypatch.setattr(scoring, "_product_seconds", lambda dtype, device: seconds[dtype])
+    cpu = torch.device("cpu")
+    assert scoring._chosen_dtype("auto", cpu) == torch.float32
+    seconds[torch.bfloat16] = 0.4
+    assert scoring._chosen_dtype("auto", cpu) == torch.bfloat16
+    monkeypatch.undo()
+    assert scoring._product_seconds(torch.float32, cpu) > 0
+
+
+def test_the_cache_command_shows_and_empties_it(tiny_clip, triples, own_cache):
+    from typer.testing import CliRunner
+
+    from hard_positives.cli import app
+
+    score(tiny_clip, triples)
+    shown = CliRunner().invoke(app, ["cache"], env={"COLUMNS": "200"})
+    assert str(tiny_clip) in shown.stdout
+    emptied = CliRunner().invoke(app, ["cache", "--empty"])
+    assert emptied.exit_code == 0
+    assert list_cache() == []
+    assert EmbeddingCache(own_cache / "any").load() == {}
