@@ -1,0 +1,264 @@
+"""Time the scorer against the published loop, one pass a row, and the floor, side by side.
+
+    python benchmarks/random_clip.py --output random_clip
+    python benchmarks/scoring_speed.py --model random_clip --dataset REPLACE --rows 2000
+
+Every way scores the same rows (drawn by image, so that they repeat themselves as the whole does)
+with the same weights, in a process of its own. Imports and loading the model are not timed.
+
+* published: the loop of the published script written anew: rows twice, image and two captions each
+  time, batches of 16, captions padded to 77 tokens.
+* per row: one pass over the rows, image and three captions each, as most toolkits do.
+* ours, cold and cached: ``hard_positives.score``, with an empty cache and with a full one.
+* floor: forward passes on ready tensors of exactly the distinct inputs, at the best batch size.
+* decode: reading and preparing the distinct images alone, with the workers of "ours".
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from itertools import groupby
+
+WAYS = ("published", "per row", "ours, cold", "ours, cached", "floor", "decode")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--dataset", required=True, help="folder from hard-positives build")
+    parser.add_argument("--split", default="replace")
+    parser.add_argument("--rows", type=int, help="at least so many rows, by image; all if left out")
+    parser.add_argument("--repeats", type=int, default=3, help="of all but published and per row")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        print(json.dumps(measure(options)))
+    else:
+        compare(options)
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Run every way in a process of its own, in turns, and print the table."""
+    results: dict[str, list[dict]] = {way: [] for way in options.ways}
+    with tempfile.TemporaryDirectory() as cache:
+        for turn in range(options.repeats):
+            for way in options.ways:
+                if turn and way in ("published", "per row"):
+                    continue
+                results[way].append(run_apart(way, cache))
+                print(f"{way}: {results[way][-1]}", file=sys.stderr)
+    print_table(results)
+
+
+def run_apart(way: str, cache: str) -> dict:
+    environment = {**os.environ, "HARD_POSITIVES_CACHE": cache}
+    command = [sys.executable, *sys.argv, "--way", way]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def print_table(results: dict[str, list[dict]]) -> None:
+    seconds = {
+        way: statistics.median(run["seconds"] for run in runs) for way, runs in results.items()
+    }
+    ours = seconds.get("ours, cold")
+    print(f"\n{machine()}\n")
+    print("| way | seconds | ours is | images | captions | tokens | peak memory |")
+    print("|---|---|---|---|---|---|---|")
+    for way, runs in results.items():
+        run = runs[0]
+        ratio = f"{seconds[way] / ours:.2f} x as fast" if ours else ""
+        counts = [run[name] for name in ("images", "captions", "tokens")]
+        cells = ["" if count is None else f"{count:,}" for count in counts]
+        cells = [way, f"{seconds[way]:.1f}", ratio, *cells, f"{run['peak_mb']:,} MB"]
+        print(f"| {' | '.join(cells)} |")
+
+
+def machine() -> str:
+    import torch
+
+    names = ("torch", "transformers", "datasets", "pillow")
+    packages = ", ".join(f"{name} {version(name)}" for name in names)
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{os.cpu_count()} cores ({platform.machine()}){gpu}; {packages}"
+
+
+def measure(options: argparse.Namespace) -> dict:
+    """Time one way; how much it encoded is seen by hooks on the model, not told by the way."""
+    from datasets import load_dataset
+
+    from hard_positives.scoring import load_model
+
+    rows = load_dataset(options.dataset, split=options.split)
+    if options.rows:
+        rows = rows.select(range(by_image(rows["image_id"], options.rows)))
+    encoder = load_model(options.model, dtype=options.dtype)
+    seen = watch(encoder.model)
+    seconds = RUNNERS[options.way](encoder, rows)
+    if options.way == "floor":  # tries batch sizes first
+        seen = dict.fromkeys(seen)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return {"seconds": round(seconds, 2), **seen, "peak_mb": peak}
+
+
+def by_image(image_ids: list[str], least: int) -> int:
+    """Return how many rows from the start hold at least ``least``, all rows of every image."""
+    total = 0
+    for _, group in groupby(image_ids):
+        if total >= least:
+            break
+        total += len(list(group))
+    return total
+
+
+def watch(model) -> dict[str, int]:
+    seen = {"images": 0, "captions": 0, "tokens": 0}
+
+    def saw_images(module, args, kwargs):
+        seen["images"] += len(kwargs["pixel_values"])
+
+    def saw_captions(module, args, kwargs):
+        seen["captions"] += len(kwargs["input_ids"])
+        seen["tokens"] += kwargs["input_ids"].numel()
+
+    model.vision_model.register_forward_pre_hook(saw_images, with_kwargs=True)
+    model.text_model.register_forward_pre_hook(saw_captions, with_kwargs=True)
+    return seen
+
+
+def clock(function: Callable[[], object], encoder) -> float:
+    import torch
+
+    def wait() -> None:
+        if encoder.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    wait()
+    start = time.perf_counter()
+    with torch.inference_mode():
+        function()
+    wait()
+    return time.perf_counter() - start
+
+
+def batches(rows, size: int) -> Iterator[list[dict]]:
+    batch = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def encode_rows(encoder, rows, columns: tuple[str, ...], size: int) -> None:
+    """Encode image and captions of every row, repeats and all, captions padded to 77 tokens."""
+    processor, model = encoder.processor, encoder.model
+    for batch in batches(rows, size):
+        pictures = [row["image"].convert("RGB") for row in batch]
+        pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        model.get_image_features(pixel_values=pixels.to(model.device, model.dtype))
+        for column in columns:
+            captions = [row[column] for row in batch]
+            text = processor.tokenizer(
+                captions, padding="max_length", max_length=77, return_tensors="pt"
+            )
+            model.get_text_features(**text.to(model.device)).pooler_output.cpu()
+
+
+def run_published(encoder, rows) -> float:
+    def loop() -> None:
+        encode_rows(encoder, rows, ("hard_negative", "caption"), 16)
+        encode_rows(encoder, rows, ("hard_negative", "hard_positive"), 16)
+
+    return clock(loop, encoder)
+
+
+def run_per_row(encoder, rows) -> float:
+    columns = ("caption", "hard_positive", "hard_negative")
+    return clock(lambda: encode_rows(encoder, rows, columns, 32), encoder)
+
+
+def run_cold(encoder, rows) -> float:
+    from hard_positives.cache import trim_cache
+
+    trim_cache(0)
+    return run_ours(encoder, rows)
+
+
+def run_ours(encoder, rows) -> float:
+    from hard_positives import score
+
+    return clock(lambda: score(encoder.model, rows, processor=encoder.processor), encoder)
+
+
+def run_floor(encoder, rows) -> float:
+    """Time what the arithmetic takes at least: ready tensors, no padding, the best batch size."""
+    import torch
+
+    from hard_positives.rows import index_rows
+
+    index = index_rows(rows)
+    by_length: dict[int, list[list[int]]] = {}
+    for ids in encoder.processor.tokenizer(index.captions)["input_ids"]:
+        by_length.setdefault(len(ids), []).append(ids)
+    vision = encoder.model.config.vision_config
+    pixels = torch.randn(256, 3, vision.image_size, vision.image_size)
+    pixels = pixels.to(encoder.device, encoder.model.dtype)
+
+    def images(size: int, total: int) -> None:
+        for start in range(0, total, size):
+            encoder.model.get_image_features(pixel_values=pixels[: min(size, total - start)])
+
+    def captions(size: int) -> None:
+        for ids in by_length.values():
+            tensor = torch.tensor(ids, device=encoder.device)
+            for part in tensor.split(size):
+                encoder.model.get_text_features(input_ids=part)
+
+    sizes = (16, 32, 64) if encoder.device.type == "cpu" else (64, 128, 256)
+    images(sizes[0], sizes[0])  # warm up
+    best = min(sizes, key=lambda size: clock(lambda: images(size, 128), encoder))
+    total = len(index.first_rows)
+    seconds = clock(lambda: images(best, total), encoder)
+    return seconds + min(clock(lambda size=size: captions(size), encoder) for size in (128, 256))
+
+
+def run_decode(encoder, rows) -> float:
+    from torch.utils.data import DataLoader
+
+    from hard_positives.encoders import _chosen_workers
+    from hard_positives.rows import PreparedImages, index_rows
+
+    def loop() -> None:
+        files = PreparedImages(index_rows(rows), encoder.processor.image_processor)
+        workers = _chosen_workers(None, len(files), encoder.device.type)
+        for _ in DataLoader(files, batch_size=256, num_workers=workers):
+            pass
+
+    return clock(loop, encoder)
+
+
+RUNNERS = {
+    "published": run_published,
+    "per row": run_per_row,
+    "ours, cold": run_cold,
+    "ours, cached": run_ours,
+    "floor": run_floor,
+    "decode": run_decode,
+}
+
+if __name__ == "__main__":
+    main()
