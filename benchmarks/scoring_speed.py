@@ -242,10 +242,19 @@ def run_decode(encoder, rows) -> float:
     from hard_positives.encoders import _chosen_workers
     from hard_positives.rows import PreparedImages, index_rows
 
+    on_cpu = encoder.device.type == "cpu"
+
     def loop() -> None:
         files = PreparedImages(index_rows(rows), encoder.processor.image_processor)
         workers = _chosen_workers(None, len(files), encoder.device.type)
-        for _ in DataLoader(files, batch_size=256, num_workers=workers):
+        loader = DataLoader(
+            files,
+            batch_size=32 if on_cpu else 64,
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            pin_memory=not on_cpu,
+        )
+        for _ in loader:
             pass
 
     return clock(loop, encoder)

@@ -44,7 +44,7 @@ MASKLESS_FAMILIES = {"siglip", "siglip2"}  # trained to attend to their padding
 # The unit of the cache, of what a killed run does again, and of what processes share.
 IMAGES_A_CHUNK, CAPTIONS_A_CHUNK = 256, 4096
 MEASURED_FROM = 2000  # images to encode on a CPU, from which measuring batch sizes pays
-TOKENS_AN_IMAGE = 50  # of ViT-B/32: a batch of captions holds as many tokens as one of images
+TOKENS_AN_IMAGE = 200  # of captions a batch, for each image a batch
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ class DualEncoder:
         """Encode the distinct inputs of ``rows`` that are not cached; float32 (N, K)."""
         run = _EncodingRun(self, rows, options)
         with torch.inference_mode():
-            return self.match(rows, run.image_embeds(), run.text_embeds())
+            text_embeds = run.text_embeds()
+            return self.match(rows, run.image_embeds(), text_embeds)
 
     def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
         """Turn captions into token ids, refusing what the model would misread in silence."""
@@ -178,25 +179,27 @@ class _EncodingRun:
         self.known = self.cache.load() if self.options.cache else {}
         # Captions of like length stand together, and no order depends on that of the rows: so
         # chunks are the same for any order, and in a run that goes on where another was killed.
-        captions = self.rows.captions
+        captions, digests = self.rows.captions, self.rows.image_digests
         by_length = sorted(range(len(captions)), key=lambda at: (len(captions[at]), captions[at]))
-        self.captions = self._missing(self.rows.caption_digests, by_length, CAPTIONS_A_CHUNK)
-        digests = self.rows.image_digests
         by_digest = sorted(range(len(digests)), key=digests.__getitem__)
-        self.images = self._missing(digests, by_digest, IMAGES_A_CHUNK)
-        # Before anything is encoded: a caption that is too long should not cost a night.
-        places = [place for chunk in self.captions for place in chunk]
-        token_ids = self.encoder.tokenize([captions[place] for place in places])
-        self.token_ids = dict(zip(places, token_ids, strict=True))
+        self.captions = self._my_chunks(self.rows.caption_digests, by_length, CAPTIONS_A_CHUNK)
+        self.images = self._my_chunks(digests, by_digest, IMAGES_A_CHUNK)
         self.files = PreparedImages(self.rows, self.encoder.processor.image_processor)
         self.batch_size = self.options.batch_size or self._chosen_batch_size()
         self._say()
+        # Workers prepare images from here on, while captions are read and encoded.
+        self.prepared = iter(self._image_loader())
+        # All before anything is encoded: a caption that is too long should not cost a night.
+        places = [place for chunk in self.captions for place in chunk]
+        token_ids = self.encoder.tokenize([captions[place] for place in places])
+        self.token_ids = dict(zip(places, token_ids, strict=True))
 
-    def _missing(self, digests: list[str], order: list[int], size: int) -> list[list[int]]:
-        """Cut the order into chunks and keep of each what is not cached; empty ones fall out."""
+    def _my_chunks(self, digests: list[str], order: list[int], size: int) -> list[list[int]]:
+        """Cut the order into chunks, keep what is not cached, and of that this process's share."""
         chunks = [order[start : start + size] for start in range(0, len(order), size)]
         missing = [[at for at in chunk if digests[at] not in self.known] for chunk in chunks]
-        return [chunk for chunk in missing if chunk]
+        state = _processes()
+        return [chunk for chunk in missing if chunk][state.process_index :: state.num_processes]
 
     def text_embeds(self) -> torch.Tensor:
         """Return the unit vectors of all captions of the index, (captions, D)."""
@@ -212,25 +215,24 @@ class _EncodingRun:
         self, name: str, digests: list[str], chunks: list[list[int]], encode: Callable
     ) -> torch.Tensor:
         state = _processes()
-        mine = chunks[state.process_index :: state.num_processes]
         fresh: dict[str, np.ndarray] = {}
-        total = sum(map(len, mine))
+        total = sum(map(len, chunks))
         # disable=None: no bar where stderr is not a terminal.
         hidden = None if self.options.progress and state.is_main_process and total else True
         with tqdm(total=total, desc=name, unit=f" {name}", disable=hidden) as bar:
-            for chunk, embeds in zip(mine, encode(mine, bar), strict=True):
+            for chunk, embeds in zip(chunks, encode(bar), strict=True):
                 keys = [digests[place] for place in chunk]
                 if self.options.cache:
                     self.cache.add(keys, embeds)
                 fresh.update(zip(keys, embeds, strict=True))
-        if self.options.cache and state.is_main_process:
+        if fresh and self.options.cache and state.is_main_process:
             trim_cache()
         for part in gather_object([fresh]) if state.num_processes > 1 else [fresh]:
             self.known.update(part)
         return torch.from_numpy(np.stack([self.known[digest] for digest in digests]))
 
-    def _encode_captions(self, chunks: list[list[int]], bar: tqdm) -> Iterator[np.ndarray]:
-        for chunk in chunks:
+    def _encode_captions(self, bar: tqdm) -> Iterator[np.ndarray]:
+        for chunk in self.captions:
             # Of one length exactly, so that no padding is computed.
             order = sorted(range(len(chunk)), key=lambda at: len(self.token_ids[chunk[at]]))
             parts = []
@@ -249,33 +251,34 @@ class _EncodingRun:
             batch.append(ids)
         yield batch
 
-    def _encode_images(self, chunks: list[list[int]], bar: tqdm) -> Iterator[np.ndarray]:
-        cut = [
-            [
-                chunk[start : start + self.batch_size]
-                for start in range(0, len(chunk), self.batch_size)
-            ]
-            for chunk in chunks
-        ]
-        device = self.encoder.device.type
-        loader = DataLoader(
-            self.files,
-            batch_sampler=[batch for batches in cut for batch in batches],
-            num_workers=_chosen_workers(self.options.num_workers, sum(map(len, chunks)), device),
-            pin_memory=device == "cuda",
-        )
-        prepared = iter(loader)
-        for batches in cut:
+    def _encode_images(self, bar: tqdm) -> Iterator[np.ndarray]:
+        for batches in map(self._batches, self.images):
             parts = []
             for batch in batches:
-                parts.append(self.encoder.embed_images(next(prepared)))
+                parts.append(self.encoder.embed_images(next(self.prepared)))
                 bar.update(len(batch))
             yield torch.cat(parts).cpu().numpy()  # the one wait for the device in a chunk
+
+    def _batches(self, chunk: list[int]) -> list[list[int]]:
+        starts = range(0, len(chunk), self.batch_size)
+        return [chunk[start : start + self.batch_size] for start in starts]
+
+    def _image_loader(self) -> DataLoader:
+        batches = [batch for chunk in self.images for batch in self._batches(chunk)]
+        device = self.encoder.device.type
+        workers = _chosen_workers(self.options.num_workers, sum(map(len, batches)), device)
+        return DataLoader(
+            self.files,
+            batch_sampler=batches,
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            pin_memory=device == "cuda",
+        )
 
     def _chosen_batch_size(self) -> int:
         """Measure on a CPU, where it pays; remembered, so that a resumed run cuts alike."""
         if self.encoder.device.type != "cpu":
-            return 256
+            return 64  # decoding is the wall there; small batches keep all workers busy
         if sum(map(len, self.images)) < MEASURED_FROM:
             return 32
         plan = self.cache.folder / "batch_size.txt"
