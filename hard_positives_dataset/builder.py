@@ -34,6 +34,7 @@ from .images import (
     locate_images,
     read_images,
 )
+from .shapes import SPLIT_CATEGORIES, SPLIT_SIZES, generate_rows
 
 ANNOTATION_URL = (
     "https://raw.githubusercontent.com/amitakamath/hard_positives/"
@@ -91,6 +92,14 @@ CITATION = """\
 }"""
 
 
+SHAPES_DESCRIPTION = """\
+A small rendered world with the columns of the Hard Positives benchmark: pictures of coloured
+shapes, each with a caption, a hard positive (a synonym, or another order, with the same meaning)
+and a hard negative (a small edit that makes it false). Made by rule from a seed, and every caption
+checked against its scene. It shows that tools work, at once and without a download; it says nothing
+about a real model."""
+
+
 @dataclass
 class HardPositivesConfig(datasets.BuilderConfig):
     """What `HardPositives` builds, and from which files.
@@ -118,9 +127,7 @@ class HardPositivesConfig(datasets.BuilderConfig):
         """
         self._check()
         identity = hashlib.sha256(repr((self.splits, custom_features)).encode())
-        for name in ("annotations.py", "builder.py", "images.py"):
-            with open(os.path.join(os.path.dirname(__file__), name), "rb") as source:
-                identity.update(source.read())
+        _hash_sources(identity, "annotations.py", "builder.py", "images.py")
         for contents in self.read_annotations().values():
             identity.update("".join(map(git_blob_id, contents)).encode())
         for source in self.images or ():
@@ -134,17 +141,79 @@ class HardPositivesConfig(datasets.BuilderConfig):
         return read_annotation_dir(self.annotation_dir, tuple(self.splits))
 
     def _check(self) -> None:
-        for name, value in (("images", self.images), ("splits", self.splits)):
-            if isinstance(value, (str, os.PathLike)):
-                raise TypeError(
-                    f"Expected {name} to be a list, got {value!r}. Write {name}=[{str(value)!r}]."
-                )
-        unknown = [split for split in self.splits if split not in SPLITS]
-        if unknown or not self.splits:
-            raise ValueError(
-                f"Expected splits to be out of {list(SPLITS)}, got {list(self.splits)}. Name one "
-                "or both."
+        if isinstance(self.images, (str, os.PathLike)):
+            raise TypeError(
+                f"Expected images to be a list, got {self.images!r}. Write "
+                f"images=[{str(self.images)!r}]."
             )
+        _check_splits(self.splits, SPLITS)
+
+
+@dataclass
+class ShapesConfig(datasets.BuilderConfig):
+    """Which part of the rendered world `HardPositives` makes.
+
+    Attributes:
+        splits: `replace`, `swap` (the two for evaluation) or `train`.
+        num_rows: rows of each split. None takes 2,000 of `replace` and 1,000 of `swap`; `train` has
+            no size of its own.
+        seed: another seed is another world of the same kind.
+    """
+
+    splits: Sequence[str] = tuple(SPLIT_SIZES)
+    num_rows: int | None = None
+    seed: int = 0
+
+    def create_config_id(
+        self, config_kwargs: dict, custom_features: datasets.Features | None = None
+    ) -> str:
+        """Name this configuration in the cache by the code and the arguments that make its rows."""
+        _check_splits(self.splits, tuple(SPLIT_CATEGORIES))
+        if "train" in self.splits and self.num_rows is None:
+            raise ValueError(
+                "Expected num_rows for the split train, got None. Say how many rows to make."
+            )
+        identity = hashlib.sha256(repr((self.splits, self.num_rows, self.seed)).encode())
+        _hash_sources(identity, "builder.py", "shapes.py")
+        return f"{self.name}-{identity.hexdigest()[:16]}"
+
+
+def _check_splits(splits: Sequence[str], known: Sequence[str]) -> None:
+    if isinstance(splits, str):
+        raise TypeError(f"Expected splits to be a list, got {splits!r}. Write splits=[{splits!r}].")
+    unknown = [split for split in splits if split not in known]
+    if unknown or not splits:
+        raise ValueError(
+            f"Expected splits to be out of {list(known)}, got {list(splits)}. Name one or more."
+        )
+
+
+def _hash_sources(identity, *names: str) -> None:
+    for name in names:
+        with open(os.path.join(os.path.dirname(__file__), name), "rb") as source:
+            identity.update(source.read())
+
+
+@dataclass(frozen=True)
+class _ShapesRows:
+    split: str
+    num_rows: int | None
+    seed: int
+
+    def __iter__(self) -> Iterator[dict]:
+        return generate_rows(self.split, self.num_rows, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class _PublishedRows:
+    triples: tuple[Triple, ...]
+    files: dict[str, ImageFile]
+    sources: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[dict]:
+        with ImageStore(self.sources) as store:
+            for triple, content in read_images(self.triples, self.files, store):
+                yield _row(triple, content)
 
 
 class HardPositives(datasets.GeneratorBasedBuilder):
@@ -170,7 +239,12 @@ class HardPositives(datasets.GeneratorBasedBuilder):
         load_dataset("hard_positives_dataset/builder.py", "visual_genome", trust_remote_code=True,
                      annotation_dir="published", images=["images.zip", "images2.zip"])
 
-    Args are those of `HardPositivesConfig`, beside the library's own (`cache_dir` and so on).
+    The config `shapes` renders the small world that comes along, and needs no files::
+
+        HardPositives(config_name="shapes", splits=["train"], num_rows=10_000)
+
+    Args are those of `HardPositivesConfig` and `ShapesConfig`, beside the library's own
+    (`cache_dir` and so on).
     `as_streaming_dataset` yields the same rows with nothing written; what has to be downloaded is
     downloaded whole, since single images out of a remote zip cost a request each.
 
@@ -180,7 +254,7 @@ class HardPositives(datasets.GeneratorBasedBuilder):
 
     Examples:
         >>> list(HardPositives.builder_configs)
-        ['visual_genome']
+        ['visual_genome', 'shapes']
     """
 
     BUILDER_CONFIG_CLASS = HardPositivesConfig
@@ -189,10 +263,19 @@ class HardPositives(datasets.GeneratorBasedBuilder):
             name="visual_genome",
             version=datasets.Version("1.0.0"),
             description="The published benchmark on Visual Genome images.",
-        )
+        ),
+        ShapesConfig(
+            name="shapes",
+            version=datasets.Version("1.0.0"),
+            description="A small rendered world with the benchmark's columns.",
+        ),
     ]
 
     def _info(self) -> datasets.DatasetInfo:
+        if isinstance(self.config, ShapesConfig):
+            return datasets.DatasetInfo(
+                description=SHAPES_DESCRIPTION, features=FEATURES, license="Apache-2.0"
+            )
         return datasets.DatasetInfo(
             description=f"{DESCRIPTION}\n\n{self._provenance()}",
             features=FEATURES,
@@ -215,6 +298,19 @@ class HardPositives(datasets.GeneratorBasedBuilder):
         return f"Annotations: the published files of commit {PUBLISHED_COMMIT}, checked."
 
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
+        if isinstance(self.config, ShapesConfig):
+            config = self.config
+            rows = {
+                split: _ShapesRows(split, config.num_rows, config.seed) for split in config.splits
+            }
+        else:
+            rows = self._published_rows(dl_manager)
+        return [
+            datasets.SplitGenerator(name=split, gen_kwargs={"rows": part})
+            for split, part in rows.items()
+        ]
+
+    def _published_rows(self, dl_manager) -> dict[str, _PublishedRows]:
         if dl_manager.is_streaming:
             dl_manager = datasets.DownloadManager()
         contents = self.config.read_annotations() or self._download_annotations(dl_manager)
@@ -227,18 +323,10 @@ class HardPositives(datasets.GeneratorBasedBuilder):
         self.info.splits = datasets.SplitDict(dataset_name=self.dataset_name)
         for split, triples in rows.items():  # Known before the rows are made: for progress bars.
             self.info.splits.add(datasets.SplitInfo(name=split, num_examples=len(triples)))
-        # Tuples, since datasets takes a list for shards that it may split among processes.
-        return [
-            datasets.SplitGenerator(
-                name=split,
-                gen_kwargs={
-                    "triples": tuple(triples),
-                    "files": files[split],
-                    "sources": tuple(images),
-                },
-            )
+        return {
+            split: _PublishedRows(tuple(triples), files[split], tuple(images))
             for split, triples in rows.items()
-        ]
+        }
 
     def _download_annotations(self, dl_manager) -> dict[PublishedPair, tuple[bytes, bytes]]:
         pairs = [pair for pair in PUBLISHED_PAIRS if pair.split in self.config.splits]
@@ -250,12 +338,9 @@ class HardPositives(datasets.GeneratorBasedBuilder):
             for pair in pairs
         }
 
-    def _generate_examples(
-        self, triples: tuple[Triple, ...], files: dict[str, ImageFile], sources: tuple[str, ...]
-    ) -> Iterator[tuple[str, dict]]:
-        with ImageStore(sources) as store:
-            for triple, content in read_images(triples, files, store):
-                yield triple.id, _row(triple, content)
+    def _generate_examples(self, rows: _PublishedRows | _ShapesRows) -> Iterator[tuple[str, dict]]:
+        for row in rows:
+            yield row["id"], row
 
     def _download_and_prepare(self, *args, **kwargs) -> None:
         try:
