@@ -230,12 +230,12 @@ def _load_source(
 
 
 def _check_revision(builder: DatasetBuilder, dataset: str, revision: str) -> None:
-    # Offline, or for a revision that does not exist, datasets takes the commit it cached last.
+    # Offline, datasets takes the commit that it has cached last, whichever was asked for.
     from_cache = not str(builder.base_path).startswith("hf://")
     if from_cache and builder.hash != revision:
         raise ValueError(
             f"Expected {dataset} to have the revision {revision!r} within reach, got only the "
-            f"cached commit {builder.hash}. Check the name and the connection, or give that commit."
+            f"cached commit {builder.hash}. Check the connection, or give that commit."
         )
 
 

@@ -27,6 +27,7 @@ from transformers import (
     ProcessorMixin,
     ViltForImageAndTextRetrieval,
 )
+from transformers.utils import cached_file, extract_commit_hash
 
 from hard_positives.encoders import (
     CallableModel,
@@ -79,8 +80,8 @@ def score(
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; the fastest present if left out.
         dtype: The encoders' type: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"``: the
             half precision that a short measurement finds twice as fast here, else float32.
-        batch_size: Images a batch, and as many tokens of captions; chosen for the device if left
-            out, halved when memory runs out.
+        batch_size: Images a batch, and for each of them 200 tokens of captions; chosen for the
+            device if left out, halved when memory runs out.
         num_workers: Processes that decode images; chosen if left out.
         cache: Keep embeddings on disk and use those that are there.
         progress: Show progress bars where stderr is a terminal.
@@ -161,6 +162,9 @@ def _load_pretrained(
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     if model == EMBEDDED_MODEL:
         model = Path(__file__).parent / EMBEDDED_MODEL
+    # One commit for all parts, even if the repository changes in between.
+    commit = extract_commit_hash(cached_file(model, "config.json", revision=revision), None)
+    revision = commit or revision
     # What is wrong is found out before the weights are read.
     config = AutoConfig.from_pretrained(model, revision=revision)
     model_class = _model_class(config)
@@ -175,6 +179,7 @@ def _load_pretrained(
         # AIMv2's text tower ignores its causal mask under SDPA.
         attn_implementation="eager" if config.model_type == "aimv2" else None,
     )
+    loaded.config._commit_hash = commit  # As transformers 4 did; the signature tells it.
     return loaded, processor
 
 

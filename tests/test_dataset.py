@@ -753,3 +753,28 @@ def test_rows_that_no_folder_can_be_made_of_are_refused(tmp_path):
         build_parquet({"train": path.cast_column("image", ImageFeature())}, out, progress=False)
     assert not out.exists()
     assert build_parquet({"train": rows}, out, progress=False)
+
+
+def test_the_rendered_world_comes_from_the_same_builder():
+    builder = HardPositives(config_name="shapes", splits=["train"], num_rows=6, seed=1)
+    rows = list(builder.as_streaming_dataset()["train"])
+    assert len(rows) == 6
+    assert set(rows[0]) == set(builder.info.features)
+    assert rows[0]["image"].mode == "RGB"
+
+
+def test_a_training_split_without_a_size_is_an_error():
+    with pytest.raises(ValueError, match="num_rows for the split train, got None"):
+        HardPositives(config_name="shapes", splits=["train"])
+    with pytest.raises(ValueError, match=r"out of \['replace', 'swap', 'train'\], got \['test'\]"):
+        HardPositives(config_name="shapes", splits=["test"])
+
+
+def test_the_bundled_world_is_what_the_builder_renders():
+    bundled = datasets.load_dataset(str(ROOT / "hard_positives_dataset"))
+    built = HardPositives(config_name="shapes").as_streaming_dataset()
+    assert list(bundled) == ["replace", "swap"]
+    for split, rows in bundled.items():
+        rows = rows.cast_column("image", ImageFeature(decode=False))
+        rendered = built[split].cast_column("image", ImageFeature(decode=False))
+        assert list(rows) == list(rendered)
