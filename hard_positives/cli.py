@@ -3,6 +3,7 @@
 Heavy imports stand inside the commands, so that ``--help`` answers at once.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="hard-positives",
     help="Measure how well image-text models understand composition, with hard positives.",
+    epilog="Exit codes: 0 done; 1 the input is wrong, with one sentence on stderr; 2 the command "
+    "line is wrong; 130 interrupted. Colours are left out in a pipe and where NO_COLOR is set.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -28,6 +31,12 @@ NEXT_STEP = (
     "A real one: hard-positives build REPLACE --split replace && "
     "hard-positives evaluate openai/clip-vit-base-patch32 --dataset REPLACE"
 )
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print the result and errors, and nothing else.")
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON for machines: fractions, nothing rounded.")
+]
 
 
 @contextmanager
@@ -35,9 +44,20 @@ def _input_errors() -> Iterator[None]:
     """Show what is wrong with the input as a sentence, without a traceback; exit code 1."""
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
-        typer.secho(f"Error: {error}", fg="red", err=True)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        typer.secho(f"Error: {error}", fg=None if "NO_COLOR" in os.environ else "red", err=True)
         raise typer.Exit(1) from error
+
+
+@contextmanager
+def _warnings_as_sentences() -> Iterator[None]:
+    """Show warnings without the place in the code that they come from."""
+    import warnings
+
+    with warnings.catch_warnings(record=True) as caught:
+        yield
+    for warning in caught:
+        typer.echo(f"Warning: {warning.message}", err=True)
 
 
 @app.command()
@@ -61,6 +81,7 @@ def build(
         list[str] | None,
         typer.Option(help="replace or swap; repeat for more. Both if left out."),
     ] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Build the benchmark as Parquet from the published annotations and Visual Genome's images."""
     from hard_positives_dataset import HardPositives, build_parquet
@@ -69,8 +90,9 @@ def build(
     given = {name: value for name, value in chosen.items() if value}
     with _input_errors():
         builder = HardPositives(config_name="visual_genome", **given)
-        build_parquet(builder.as_streaming_dataset(), output)
-    typer.echo(f"Built {output}. Next: hard-positives evaluate MODEL --dataset {output}")
+        build_parquet(builder.as_streaming_dataset(), output, progress=not quiet)
+    if not quiet:
+        typer.echo(f"Built {output}. Next: hard-positives evaluate MODEL --dataset {output}")
 
 
 @app.command()
@@ -112,8 +134,12 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option(help="Folder for results.json and scores.parquet.")
     ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Score a model and print its table; without arguments, the built-in model and data."""
+    import json
+
     import rich
 
     from hard_positives import evaluate as evaluate_model
@@ -134,14 +160,247 @@ def evaluate(
             batch_size=batch_size,
             num_workers=workers,
             cache=cache,
+            progress=not quiet,
         )
         if not is_main_process():  # under accelerate launch one speaks for all
             return
         if output is not None:
             result.save(output)
+    if as_json:
+        typer.echo(json.dumps({"signature": result.signature, "metrics": result.metrics}, indent=2))
+        return
     rich.print(render_table(result))
-    if (model, dataset) == ("shapes_clip", "shapes"):
-        rich.print(NEXT_STEP)
+    if (model, dataset) == ("shapes_clip", "shapes") and not quiet:
+        typer.echo(NEXT_STEP)
+
+
+@app.command()
+def report(
+    results: Annotated[
+        list[Path], typer.Argument(help="Folders from `hard-positives evaluate --output`.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for index.html and report.md.")],
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="What was scored, for its pictures and captions. If left out, the dataset that "
+            "the results name."
+        ),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write results as one web page that needs no network, and as Markdown."""
+    from hard_positives import EvaluationResult, write_report
+
+    with _input_errors(), _warnings_as_sentences():
+        loaded = [EvaluationResult.load(folder) for folder in results]
+        page = write_report(loaded, output, dataset=dataset)
+    if not quiet:
+        typer.echo(f"Wrote {page} and report.md beside it.")
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="Folder with the results to start from.")],
+    second: Annotated[Path, typer.Argument(help="Folder with the results to judge.")],
+    as_json: Json = False,
+) -> None:
+    """Compare two models on the same rows: differences, intervals, McNemar's test."""
+    import json
+    from dataclasses import asdict
+
+    import rich
+
+    from hard_positives import EvaluationResult, render_comparison
+    from hard_positives import compare as compare_results
+
+    with _input_errors():
+        results = [EvaluationResult.load(folder) for folder in (first, second)]
+        differences = compare_results(*results)
+    if as_json:
+        typer.echo(json.dumps([asdict(difference) for difference in differences], indent=2))
+    else:
+        rich.print(render_comparison(*results))
+
+
+@app.command()
+def generate(
+    captions: Annotated[
+        str,
+        typer.Argument(
+            help="COCO's captions_*.json, NegCLIP's .tsv, a .txt with a caption a line, or a "
+            "dataset's folder or Hub id."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder to write; must not exist yet.")],
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the images that a .json or .tsv names. Captions only if left out."
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of a dataset.")] = "train",
+    caption_column: Annotated[
+        str, typer.Option(help="A dataset's column of captions.")
+    ] = "caption",
+    image_column: Annotated[str, typer.Option(help="A dataset's column of images.")] = "image",
+    published_swap: Annotated[
+        Path | None,
+        typer.Option(help="hard_positives_ft/swap_hp.jsonl: use these instead of making them."),
+    ] = None,
+    published_replace: Annotated[
+        Path | None,
+        typer.Option(help="hard_positives_ft/replace_hp.jsonl: use these instead of making them."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Language model to ask, as its server names it. Rules if left out."),
+    ] = None,
+    base_url: Annotated[
+        str, typer.Option(help="The model's OpenAI-compatible server. Key: HARD_POSITIVES_API_KEY.")
+    ] = "http://localhost:8000/v1",
+    temperature: Annotated[float, typer.Option(help="The model's temperature, 0 or more.")] = 0.7,
+    max_in_flight: Annotated[int, typer.Option(help="Requests under way at one time.")] = 32,
+    seed: Annotated[int, typer.Option(help="Another seed makes other edits.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes for the rules. All cores if left out.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="datasets: this machine; ray: a Ray cluster (extra `ray`).")
+    ] = "datasets",
+    quiet: Quiet = False,
+) -> None:
+    """Make hard positives and hard negatives for captions: a training set.
+
+    Start it again with the same options after an interruption, and it goes on where it was.
+    """
+    from hard_positives import LanguageModel, Rules, read_captions
+    from hard_positives import generate as generate_rows
+
+    published = {
+        "hard_positive_swap": published_swap,
+        "hard_positive_replace": published_replace,
+    }
+    with _input_errors():
+        editor = Rules(seed)
+        if model is not None:
+            editor = LanguageModel(
+                model,
+                base_url,
+                api_key=os.environ.get("HARD_POSITIVES_API_KEY"),
+                temperature=temperature,
+                seed=seed,
+                max_in_flight=max_in_flight,
+            )
+        source = read_captions(
+            captions,
+            images=images,
+            split=split,
+            caption_column=caption_column,
+            image_column=image_column,
+        )
+        for task, path in published.items():
+            source = source if path is None else source.with_published(path, task)
+        generate_rows(source, output, editor, workers=workers, engine=engine, progress=not quiet)
+    if not quiet:
+        typer.echo(f"Wrote {output}; generation.json there has the counts.")
+
+
+@app.command()
+def finetune(
+    model: Annotated[str, typer.Argument(help="Hub id or folder of a CLIP, or shapes_clip.")],
+    data: Annotated[
+        str, typer.Option(help="Rows: a folder from `hard-positives generate`, or a Hub id.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the model.")],
+    split: Annotated[
+        str | None, typer.Option(help="Split of the data; needed where there are several.")
+    ] = None,
+    held_out: Annotated[
+        str | None,
+        typer.Option(help="Triples to score on the way: a folder, a Hub id, or shapes."),
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(help="both, or as published: negclip, fsc_clip, trohn_text, read_clip.")
+    ] = "both",
+    hard_negatives: Annotated[
+        str | None, typer.Option(help="batch: tell images from all of these; own: from its own.")
+    ] = None,
+    alignment: Annotated[
+        float | None, typer.Option(help="Weight of pulling hard positives to captions.")
+    ] = None,
+    hard_negative_share: Annotated[
+        float | None, typer.Option(help="Of the hard negatives, how many to use, 0 to 1.")
+    ] = None,
+    hard_positive_share: Annotated[
+        float | None, typer.Option(help="Of the hard positives, how many to use, 0 to 1.")
+    ] = None,
+    hard_positive_kind: Annotated[
+        str | None, typer.Option(help="Use hard positives made by replace, or by swap, only.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images a step, over all processes together.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The highest.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="How often every row is seen.")] = None,
+    warmup_steps: Annotated[
+        int | None, typer.Option(help="Steps until the learning rate is at its highest.")
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="AdamW's, on matrices.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the order and of what shares choose.")] = 0,
+    checkpoint_steps: Annotated[
+        int, typer.Option(help="Steps between checkpoints, and scores on --held-out.")
+    ] = 500,
+    dtype: Annotated[
+        str, typer.Option(help="float32, or bfloat16 for mixed precision on a GPU.")
+    ] = "float32",
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that decode images. Chosen if left out.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Tune a CLIP with hard positives and hard negatives.
+
+    Options given beside --recipe change it. Start it again with the same options after an
+    interruption, and it goes on where it was.
+    """
+    from dataclasses import replace
+
+    from hard_positives import RECIPES
+    from hard_positives import finetune as finetune_model
+    from hard_positives.encoders import is_main_process
+    from hard_positives.recipes import check_choice
+
+    changes = {
+        "hard_negatives": hard_negatives,
+        "alignment": alignment,
+        "hard_negative_share": hard_negative_share,
+        "hard_positive_share": hard_positive_share,
+        "hard_positive_kind": hard_positive_kind,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "epochs": epochs,
+        "warmup_steps": warmup_steps,
+        "weight_decay": weight_decay,
+    }
+    with _input_errors():
+        check_choice("recipe", recipe, RECIPES)
+        given = {name: value for name, value in changes.items() if value is not None}
+        finetune_model(
+            model,
+            data,
+            output,
+            recipe=replace(RECIPES[recipe], **given),
+            split=split,
+            held_out=held_out,
+            seed=seed,
+            checkpoint_steps=checkpoint_steps,
+            dtype=dtype,
+            num_workers=workers,
+            progress=not quiet,
+        )
+    if is_main_process() and not quiet:
+        typer.echo(f"Wrote {output}. Next: hard-positives evaluate {output}")
 
 
 @publish.command("dataset")

@@ -139,7 +139,9 @@ class EvaluationResult:
                 f"Expected {folder / _SCORES_FILE} to have SHA-256 {results['scores_sha256']}, got "
                 "another. The two files are of different runs: evaluate again."
             )
-        return cls(pq.read_table(pa.BufferReader(scores)), results["signature"])
+        # Without threads: a process that ends at once after reading with them sometimes aborts.
+        table = pq.read_table(pa.BufferReader(scores), use_threads=False, pre_buffer=False)
+        return cls(table, results["signature"])
 
 
 def evaluate(
