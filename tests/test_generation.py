@@ -1,0 +1,862 @@
+import csv
+import http.server
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import Counter
+from itertools import count
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from datasets import Dataset, Features, Image, Value, load_dataset
+from PIL import Image as PILImage
+from typer.testing import CliRunner
+
+from hard_positives import LanguageModel, Rules, generate, read_captions
+from hard_positives.cli import app
+from hard_positives.generation import TASKS, Edit, changed_words, edit_rows, flaw_of
+from hard_positives.grammar import analyse
+from hard_positives.language_model import PROMPTS, checked
+from hard_positives.rules import LEXICON, slots, substitute
+from hard_positives_dataset.annotations import read_annotation_dir, read_triples
+
+REPLACE_POSITIVE, REPLACE_NEGATIVE, SWAP_POSITIVE, SWAP_NEGATIVE = TASKS
+DATA = Path(os.environ.get("HARD_POSITIVES_DATA", ROOT.parent / "shared" / "data"))
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the published annotations are absent")
+CAPTIONS = [
+    "A man holding a red umbrella and a white dog.",
+    "two large dogs on an old sofa",
+    "The paved road and the white house.",
+    "A woman riding a horse and a man walking.",
+    "a black and white cat next to a laptop",
+    "qwerty",
+]
+
+
+def positives(caption: str) -> set[str]:
+    return {
+        substitute(caption, slot, word) for slot in slots(caption) for word in slot.hard_positive
+    }
+
+
+def negatives(caption: str) -> set[str]:
+    return {
+        substitute(caption, slot, word) for slot in slots(caption) for word in slot.hard_negative
+    }
+
+
+# --- rules ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("a white dog", "an ivory dog"),
+        ("An old car.", "An aged car."),
+        ("man WEARING blue jeans", "man DRESSED IN blue jeans"),
+        ("The woman is on the sofa", "The lady is on the sofa"),
+        ("three ladies", "three women"),
+        ("He walks home", "He strolls home"),
+        ("a man who walked home", "a man who strolled home"),
+        ("cat  on top of  a tv", "cat  atop  a tv"),
+        ("a room with two bicycles", "a room with two bikes"),
+    ],
+)
+def test_a_synonym_takes_the_place_number_tense_case_and_article_of_the_word(caption, expected):
+    assert expected in positives(caption)
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "a covered bridge",
+        "a wetsuit",
+        "greenery",
+        "silverware",
+        "a whiteboard",
+        "a teddy bear",
+        "hot dogs",
+        "the US Navy Blue Angels perform here",
+    ],
+)
+def test_nothing_is_replaced_inside_a_longer_word_or_a_name(caption):
+    assert positives(caption) == set()
+
+
+@pytest.mark.parametrize(
+    ("caption", "wrong"),
+    [
+        ("woman in a vest", "woman within a vest"),  # published, and reads badly
+        ("a book is sitting on a desk", "a book is seated on a desk"),
+        ("a man holding up a sign", "a man grasping up a sign"),
+        ("a cat on top of a tv", "a cat on top under a tv"),
+    ],
+)
+def test_a_synonym_is_not_offered_where_it_does_not_fit(caption, wrong):
+    assert wrong not in positives(caption) | negatives(caption)
+
+
+def test_no_article_is_left_before_a_word_that_takes_none():
+    assert not {"a rice on a plate", "a cheese on a plate"} & negatives("a fish on a plate")
+    assert "cheese on a plate" in negatives("fish on a plate")
+
+
+def test_a_hard_negative_is_never_a_hard_positive_of_the_same_caption():
+    words = [row for row in csv.DictReader(lexicon_lines(), delimiter="\t")]
+    synonyms = {
+        (row["kind"], row["word"], other)
+        for row in words
+        if row["relation"] == "synonym"
+        for other in row["others"].split("|")
+    }
+    contrasts = {
+        (row["kind"], row["word"], other)
+        for row in words
+        if row["relation"] == "contrast"
+        for other in row["others"].split("|")
+    }
+    assert len(synonyms) > 250 and len(contrasts) > 1000
+    assert synonyms & contrasts == set()
+
+
+def lexicon_lines() -> list[str]:
+    return [line for line in LEXICON.read_text("utf-8").splitlines() if line[0] != "#"]
+
+
+def test_every_condition_of_the_lexicon_names_a_class_that_is_there():
+    rows = list(csv.DictReader(lexicon_lines(), delimiter="\t"))
+    classes = {row["word"] for row in rows if row["relation"] == "class"} | {"*", "noun"}
+    named = {
+        condition[1:]
+        for row in rows
+        for condition in row["condition"].split()
+        if condition[0] in "@!~<"
+    }
+    assert named and named <= classes
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("The paved road and the white house.", "The white house and the paved road."),
+        ("A man and a woman riding bikes.", "A woman and a man riding bikes."),
+        ("a black and white cat", "a white and black cat"),
+        ("A white and orange cat", "An orange and white cat"),
+        ("a table with a knife and fork", "a table with a fork and knife"),
+        ("a dog and a cup of coffee", "a cup of coffee and a dog"),
+        (
+            "A man riding a horse and a woman walking a dog.",
+            "A woman walking a dog and a man riding a horse.",
+        ),
+        (
+            "A child holding an umbrella and petting a yak",
+            "A child petting a yak and holding an umbrella",
+        ),
+    ],
+)
+def test_what_stands_around_an_and_changes_places(caption, expected):
+    assert Rules().edit(caption, SWAP_POSITIVE) == Edit(expected, "swap")
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "a red car",
+        "a dog on a bench and a cat",  # not: a dog on a cat and a bench
+        "a man and his dog",  # not: his dog and a man
+        "a red car and truck",  # is the truck red?
+        "wearing a hat and a shirt with stripes",  # not: a shirt and a hat with stripes
+        "two dogs and cats",
+    ],
+)
+def test_an_and_whose_sides_cannot_change_places_safely_is_left_alone(caption):
+    assert Rules().edit(caption, SWAP_POSITIVE) == Edit(reason="no_rule_applies")
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("The paved road and the white house.", "The white road and the paved house."),
+        ("an old man with a red umbrella", "a red man with an old umbrella"),
+        ("A man holding an umbrella", "An umbrella holding a man"),
+        ("A dog is under the tables", None),  # the verb would not agree
+        ("giraffes and ostriches", None),  # NegCLIP makes a caption that is still true
+        ("a man next to a dog", None),
+    ],
+)
+def test_attributes_or_objects_change_places_only_where_the_meaning_changes(caption, expected):
+    assert Rules().edit(caption, SWAP_NEGATIVE).caption == expected
+
+
+def test_one_word_carries_both_edits_where_one_word_allows_both():
+    for caption in (*CAPTIONS[:3], CAPTIONS[4]):
+        assert any(slot.hard_positive and slot.hard_negative for slot in slots(caption))
+        for seed in range(5):
+            edits = [Rules(seed).edit(caption, task).caption for task in TASKS[:2]]
+            pairs = [changed_words(caption.split(), edit.split()) for edit in edits]
+            assert pairs[0][0][-1] == pairs[1][0][-1], edits
+
+
+def test_edits_depend_on_the_seed_and_the_caption_alone():
+    def edits(captions, seed):
+        return {
+            c: e.caption
+            for c, e in zip(captions, Rules(seed).edit_batch(captions, TASKS[0]), strict=True)
+        }
+
+    assert edits(CAPTIONS, 0) == edits(CAPTIONS[::-1], 0)
+    assert edits(CAPTIONS, 0) != edits(CAPTIONS, 1)
+
+
+def test_rules_pass_the_checks_that_language_models_must_pass():
+    for caption in CAPTIONS:
+        for task in TASKS:
+            edit = Rules().edit(caption, task)
+            assert edit.caption is None or flaw_of(caption, edit.caption, task) == ""
+
+
+def test_the_tagger_knows_the_nouns_it_cannot_place():
+    assert [token.tag for token in analyse("two giraffes and a kiwi")] == [
+        "CRD",
+        "NN2",
+        "CJC",
+        "AT0",
+        "NN1",
+    ]
+
+
+@needs_data
+def test_three_of_four_published_attributes_come_out_the_same():
+    triples = read_triples(read_annotation_dir(DATA / "replace", ("replace",)), "replace")[:3000]
+    assert {triple.category for triple in triples} == {"attribute"}
+    edits = Rules().edit_batch([triple.caption for triple in triples], REPLACE_POSITIVE)
+    pairs = zip(triples, edits, strict=True)
+    assert sum(t.hard_positive == e.caption for t, e in pairs) > 0.75 * len(triples)
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def coco(tmp_path) -> Path:
+    """Four captions over two images, in COCO's form and in COCO's lack of order."""
+    for number in (7, 9):
+        PILImage.new("RGB", (8, 8), (number * 20, 0, 0)).save(tmp_path / f"{number:012d}.jpg")
+    content = {
+        "images": [{"id": n, "file_name": f"{n:012d}.jpg"} for n in (7, 9)],
+        "annotations": [
+            {"id": 500 + n, "image_id": (7, 9)[n % 2], "caption": f"{caption}\n"}
+            for n, caption in enumerate(CAPTIONS[:4])
+        ],
+    }
+    path = tmp_path / "captions_train2017.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_coco_captions_are_read_with_rows_of_one_image_together(coco):
+    rows = read_captions(coco).table.to_pylist()
+    assert [row["id"] for row in rows] == ["500", "502", "501", "503"]
+    assert [row["image_id"] for row in rows] == ["7", "7", "9", "9"]
+    assert rows[0]["caption"] == CAPTIONS[0]
+
+
+def test_published_hard_positives_are_joined_by_line_to_the_file_not_to_our_order(coco, tmp_path):
+    published = tmp_path / "swap_hp.jsonl"
+    lines = ["A white dog and a man.", "None", "c", "d"]
+    published.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    captions = read_captions(coco).with_published(published, "hard_positive_swap")
+    joined = dict(
+        zip(
+            captions.table["id"].to_pylist(),
+            captions.table["hard_positive_swap"].to_pylist(),
+            strict=True,
+        )
+    )
+    assert joined == {"500": [lines[0]], "501": [], "502": ["c"], "503": ["d"]}
+
+
+def test_published_hard_positives_of_another_length_or_form_are_refused(coco, tmp_path):
+    published = tmp_path / "swap_hp.jsonl"
+    published.write_text('"a"\n"b"\n"c"\n')
+    with pytest.raises(ValueError, match=r"4 captions.*got 3 lines"):
+        read_captions(coco).with_published(published, "hard_positive_swap")
+    published.write_text('"a"\n"b"\nc\n"d"\n')
+    with pytest.raises(ValueError, match=r"line 3 to be a JSON string, got 'c'"):
+        read_captions(coco).with_published(published, "hard_positive_swap")
+
+
+@needs_data
+def test_negclips_own_table_gives_its_captions_and_its_negatives():
+    captions = read_captions(DATA / "coco_negatives" / "valid_neg_clip.tsv")
+    row = captions.table.slice(0, 1).to_pylist()[0]
+    assert len(captions) == 4839
+    assert row["caption"] == "A child holding a flowered umbrella and petting a yak."
+    assert row["image_id"] == "184613"
+    assert row["hard_negative_swap"][0].startswith("A umbrella holding a flowered child")
+
+
+def test_a_dataset_may_hold_one_caption_a_row_or_several():
+    one = Dataset.from_dict({"text": ["a", "b"], "id": ["x", "y"]})
+    several = Dataset.from_dict({"caption": [["a", "b"], ["c"]]})
+    assert read_captions(one, caption_column="text").table["id"].to_pylist() == ["x", "y"]
+    read = read_captions(several).table
+    assert read["id"].to_pylist() == ["row-0000000-0", "row-0000000-1", "row-0000001-0"]
+    assert read["caption"].to_pylist() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("captions", "ids", "message"),
+    [
+        (["a", "  "], ["1", "2"], r"an empty caption in 1 row \(2\)"),
+        (["a", "b" * 1001], ["1", "2"], r"a caption of more than 1000 characters in 1 row \(2\)"),
+        (["a", None], ["1", "2"], r"a NoneType instead of a text in 1 row \(2\)"),
+        ([1, 2], ["1", "2"], r"a int instead of a text in 2 rows \(1, 2\)"),
+        (["a", "b"], ["1", "1"], r"repeated id in 1 row \(1\)"),
+        ([], [], "got none"),
+    ],
+)
+def test_captions_that_are_no_use_are_counted_and_named(captions, ids, message):
+    dataset = Dataset.from_dict({"caption": captions, "id": ids})
+    with pytest.raises(ValueError, match=message):
+        read_captions(dataset)
+
+
+def test_a_source_that_is_not_there_or_of_another_form_is_named(tmp_path, coco):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.txt to be a file"):
+        read_captions(tmp_path / "nowhere.txt")
+    with pytest.raises(ValueError, match=r"column 'caption', got \['words'\]"):
+        read_captions(Dataset.from_dict({"words": ["a"]}))
+    other = tmp_path / "other.json"
+    other.write_text("[]")
+    with pytest.raises(ValueError, match="'annotations' and 'images', got list"):
+        read_captions(other)
+    with pytest.raises(FileNotFoundError, match=r"got none for 2 of 2 \(000000000007\.jpg"):
+        read_captions(coco, images=tmp_path / "elsewhere")
+
+
+def test_an_image_path_that_leads_out_of_the_folder_is_refused(coco):
+    content = json.loads(coco.read_text())
+    content["images"][0]["file_name"] = "../secret.jpg"
+    coco.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"stay inside .*, got '\.\./secret\.jpg'"):
+        read_captions(coco, images=coco.parent)
+
+
+# --- running --------------------------------------------------------------------------------------
+
+
+def source_of(captions: list[str]):
+    ids = [f"caption-{place}" for place in range(len(captions))]
+    return read_captions(Dataset.from_dict({"caption": captions, "id": ids}))
+
+
+def loaded(folder: Path, cache: Path) -> list[dict]:
+    return load_dataset(str(folder), split="train", cache_dir=str(cache)).to_list()
+
+
+def test_a_training_set_has_the_benchmarks_columns_and_each_captions_edits(tmp_path):
+    source = source_of(CAPTIONS)
+    folder = generate(source, tmp_path / "train", Rules(), workers=1, progress=False)
+    rows = loaded(folder, tmp_path / "cache")
+    expected = []
+    for caption in CAPTIONS:
+        for kind in ("replace", "swap"):
+            made = [Rules().edit(caption, task).caption for task in TASKS if task.kind == kind]
+            if any(made):
+                expected.append((f"caption-{CAPTIONS.index(caption)}", caption, *made))
+    columns = ("id", "caption", "hard_positive", "hard_negative")
+    assert [tuple(row[name] for name in columns) for row in rows] == expected
+    assert {row["category"] for row in rows if row["substitution"] == ""} == {"swap"}
+    assert set(rows[0]) == {*columns, "category", "substitution", "image_id", "bbox", "flaws"}
+    assert list(folder.parent.glob(".*")) == [tmp_path / ".train.lock"]
+
+
+def test_the_counts_add_up_to_the_captions(tmp_path):
+    folder = generate(source_of(CAPTIONS), tmp_path / "train", Rules(), workers=1, progress=False)
+    record = json.loads((folder / "generation.json").read_text())
+    assert {task: sum(n.values()) for task, n in record["counts"].items()} == {
+        str(task): len(CAPTIONS) for task in TASKS
+    }
+    assert record["settings"]["num_captions"] == len(CAPTIONS)
+    assert record["counts"]["hard_positive_swap"]["no_rule_applies"] == 2
+
+
+def test_processes_change_nothing(tmp_path):
+    captions = [f"{caption} number {n}" for n in range(400) for caption in CAPTIONS]
+    folders = [
+        generate(source_of(captions), tmp_path / str(n), Rules(), workers=n, progress=False)
+        for n in (1, 2)
+    ]
+    files = [next(folder.glob("data/*.parquet")).read_bytes() for folder in folders]
+    assert files[0] == files[1]
+
+
+def test_images_are_stored_once_and_rows_of_one_image_stand_together(coco, tmp_path):
+    source = read_captions(coco, images=coco.parent)
+    folder = generate(source, tmp_path / "train", Rules(), workers=1, progress=False)
+    rows = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+    assert rows.features["image"] == Image()
+    images = rows.cast_column("image", Image(decode=False))
+    content = {row["image_id"]: row["image"]["bytes"] for row in images}
+    assert content == {str(n): (coco.parent / f"{n:012d}.jpg").read_bytes() for n in (7, 9)}
+    assert [row["image_id"] for row in images] == sorted(rows["image_id"])
+
+
+def test_images_of_a_dataset_come_along(tmp_path):
+    pictures = [PILImage.new("RGB", (8, 8), (n, 0, 0)) for n in (10, 200)]
+    features = Features({"image": Image(), "caption": [Value("string")]})
+    dataset = Dataset.from_dict(
+        {"image": pictures, "caption": [CAPTIONS[:2], CAPTIONS[2:3]]}, features=features
+    )
+    folder = generate(read_captions(dataset), tmp_path / "t", Rules(), workers=1, progress=False)
+    rows = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+    reds = {row["id"]: row["image"].getpixel((0, 0))[0] for row in rows}
+    assert reds == {"row-0000000-0": 10, "row-0000000-1": 10, "row-0000001-0": 200}
+
+
+def test_published_edits_replace_our_own_where_they_are_usable(coco, tmp_path):
+    published = tmp_path / "swap_hp.jsonl"
+    lines = ["A white dog and a red umbrella a man holding.", "None", "other words", "None"]
+    published.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    source = read_captions(coco).with_published(published, "hard_positive_swap")
+    folder = generate(source, tmp_path / "train", Rules(), workers=1, progress=False)
+    rows = {
+        row["id"]: row["hard_positive"]
+        for row in loaded(folder, tmp_path / "cache")
+        if row["category"] == "swap"
+    }
+    assert rows["500"] == lines[0]
+    assert set(rows.values()) == {lines[0], None}
+    counts = json.loads((folder / "generation.json").read_text())["counts"]["hard_positive_swap"]
+    assert counts == {"edited": 1, "none_given": 2, "other_length": 1}
+
+
+def test_a_hard_negative_that_equals_the_hard_positive_is_dropped():
+    class Parrot(Rules):
+        def edit_batch(self, captions, task):
+            return [Edit("a crimson car", "attribute") for _ in captions]
+
+    columns = edit_rows({"row": [0], "caption": ["a red car"]}, editor=Parrot())
+    assert columns["hard_positive_replace"] == ["a crimson car"]
+    assert columns["hard_negative_replace"] == [None]
+    assert columns["hard_negative_replace_reason"] == ["equals_hard_positive"]
+
+
+KILLED_RUN = """
+import os, signal, sys
+from datasets import Dataset
+from hard_positives import Rules, generate, read_captions
+
+class Killed(Rules):
+    chunk_size = 10
+    def edit_batch(self, captions, task):
+        with open(sys.argv[2], "a") as log:
+            log.write(f"{captions[0]}/{task}\\n")
+        if str(task) == sys.argv[3] and captions[0].endswith(" 20"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().edit_batch(captions, task)
+
+captions = [f"a red car and a dog number {n}" for n in range(45)]
+source = read_captions(Dataset.from_dict({"caption": captions}))
+generate(source, sys.argv[1], Killed(), workers=1, progress=False)
+"""
+
+
+@pytest.mark.parametrize("last_task", [str(TASKS[0]), str(TASKS[3])])
+def test_a_killed_run_goes_on_where_it_was_with_no_row_lost_or_twice(tmp_path, last_task):
+    def run(task: str) -> int:
+        arguments = [str(tmp_path / "train"), str(tmp_path / "log"), task]
+        return subprocess.run([sys.executable, "-c", KILLED_RUN, *arguments]).returncode
+
+    assert run(last_task) == -signal.SIGKILL
+    assert not (tmp_path / "train").exists()
+    assert run("never") == 0
+    captions = [f"a red car and a dog number {n}" for n in range(45)]
+    whole = generate(
+        read_captions(Dataset.from_dict({"caption": captions})),
+        tmp_path / "whole",
+        Rules(),
+        workers=1,
+        progress=False,
+    )
+    rows = loaded(tmp_path / "train", tmp_path / "cache")
+    assert rows == loaded(whole, tmp_path / "cache")
+    assert Counter(row["id"] for row in rows) == {f"row-{n:07d}": 2 for n in range(45)}
+    started = Counter((tmp_path / "log").read_text().splitlines())
+    assert started[f"{captions[0]}/{TASKS[0]}"] == 1, "a finished chunk was made again"
+    assert started[f"{captions[20]}/{TASKS[0]}"] == 2
+
+
+def test_a_finished_run_is_not_run_again_and_another_one_is_not_overwritten(tmp_path):
+    class Counting(Rules):
+        def edit_batch(self, captions, task):
+            calls.append(task)
+            return super().edit_batch(captions, task)
+
+    calls: list = []
+    generate(source_of(CAPTIONS), tmp_path / "train", Counting(), workers=1, progress=False)
+    assert len(calls) == 4
+    generate(source_of(CAPTIONS), tmp_path / "train", Counting(), workers=1, progress=False)
+    assert len(calls) == 4
+    with pytest.raises(FileExistsError, match="absent or empty"):
+        generate(source_of(CAPTIONS), tmp_path / "train", Rules(seed=1), progress=False)
+
+
+def test_an_unfinished_run_is_not_gone_on_with_under_other_settings(tmp_path):
+    class Broken(Rules):
+        def edit_batch(self, captions, task):
+            raise RuntimeError("the power is gone")
+
+    with pytest.raises(RuntimeError):
+        generate(source_of(CAPTIONS), tmp_path / "train", Broken(), workers=1, progress=False)
+    with pytest.raises(ValueError, match="got another seed"):
+        generate(source_of(CAPTIONS), tmp_path / "train", Rules(seed=1), progress=False)
+    with pytest.raises(ValueError, match="got another source_sha256, num_captions"):
+        generate(source_of(CAPTIONS[1:]), tmp_path / "train", Rules(), progress=False)
+
+
+def test_wrong_options_are_refused_before_any_work(tmp_path):
+    for wrong in ({"workers": 0}, {"engine": "spark"}):
+        with pytest.raises(ValueError, match="Expected engine to be one of"):
+            generate(source_of(CAPTIONS), tmp_path / "train", Rules(), **wrong)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_two_ray_workers_make_the_same_set_as_this_process(tmp_path):
+    ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    captions = [f"{caption} number {n}" for n in range(400) for caption in CAPTIONS]
+    here = generate(source_of(captions), tmp_path / "here", Rules(), workers=1, progress=False)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        there = generate(
+            source_of(captions), tmp_path / "there", Rules(), engine="ray", progress=False
+        )
+    finally:
+        ray.shutdown()
+    files = [next(folder.glob("data/*.parquet")).read_bytes() for folder in (here, there)]
+    assert files[0] == files[1]
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_the_command_reads_text_and_writes_a_set_that_load_dataset_reads(tmp_path):
+    path = tmp_path / "captions.txt"
+    path.write_text("".join(f"{caption}\n" for caption in CAPTIONS))
+    output = tmp_path / "train"
+    done = CliRunner().invoke(
+        app, ["generate", str(path), "--output", str(output), "--workers", "1"]
+    )
+    assert done.exit_code == 0, done.output
+    assert loaded(output, tmp_path / "cache")[0]["id"] == "line-0000000"
+
+
+def test_the_command_says_in_one_sentence_what_is_wrong(tmp_path):
+    path = tmp_path / "captions.txt"
+    path.write_text("a dog\n\n")
+    command = ["generate", str(path), "--output", str(tmp_path / "train")]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1
+    assert "an empty caption in 1 row (line-0000001)" in done.stderr
+    assert "Traceback" not in done.output
+    assert not (tmp_path / "train").exists()
+
+
+# --- a language model -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def online(monkeypatch):
+    # Read from the environment when the library was imported; it bars servers on this machine too.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
+@pytest.mark.parametrize(
+    ("caption", "answer", "task", "expected"),
+    [
+        ("a red car", "a crimson car", REPLACE_POSITIVE, "attribute"),
+        ("A red car.", '"a crimson car"', REPLACE_POSITIVE, "attribute"),
+        ("a man on a horse", "a man riding a horse", REPLACE_POSITIVE, "relation"),
+        ("a red car", "a blue car", REPLACE_POSITIVE, "changes_the_meaning"),
+        ("a red car", "a crimson car", REPLACE_NEGATIVE, "keeps_the_meaning"),
+        ("a red car", "a red truck", REPLACE_NEGATIVE, "object"),
+        ("a red car", "a red quickly", REPLACE_NEGATIVE, "another_kind_of_word"),
+        ("a red car", "the red car", REPLACE_NEGATIVE, "another_kind_of_word"),
+        ("a red car", "a red car", REPLACE_POSITIVE, "unchanged"),
+        ("a red car", "", REPLACE_POSITIVE, "empty"),
+        ("a red car", "None", REPLACE_POSITIVE, "none_given"),
+        ("a red car", None, REPLACE_POSITIVE, "declined_by_server"),
+        ("a red car", "a crimson car\nIt means the same.", REPLACE_POSITIVE, "several_lines"),
+        ("a red car", "Sure! a crimson car", REPLACE_POSITIVE, "refusal"),
+        ("a red car", "I'm sorry, I cannot.", REPLACE_POSITIVE, "refusal"),
+        ("a red car", "a car " * 20, REPLACE_POSITIVE, "other_length"),
+        (
+            "a dog on the grass near a big tree",
+            "one cat in some hay beside a tall bush",
+            REPLACE_NEGATIVE,
+            "too_much_changed",
+        ),
+        ("a cat and a dog", "a dog and a cat", SWAP_POSITIVE, "swap"),
+        ("a cat and a dog", "a dog and a cat", SWAP_NEGATIVE, "keeps_the_meaning"),
+        ("a cat and a dog", "a dog and a bird", SWAP_POSITIVE, "other_words"),
+        ("a cat on an old dog", "an old cat on a dog", SWAP_NEGATIVE, "swap"),
+    ],
+)
+def test_an_answer_is_checked_before_it_is_believed(caption, answer, task, expected):
+    edit = checked(caption, answer, task)
+    assert expected == (edit.category if edit.caption else edit.reason)
+
+
+def test_an_answer_takes_the_captions_capital_and_full_stop():
+    assert checked("A red car.", "a crimson car", REPLACE_POSITIVE).caption == "A crimson car."
+    assert checked("a red car", "A crimson car.", REPLACE_POSITIVE).caption == "a crimson car"
+
+
+class ScriptedServer(http.server.ThreadingHTTPServer):
+    """An OpenAI-compatible server that does to each request what `script` says.
+
+    `script(caption, attempt)` returns a status, or one of: "answer", "drop" (hang up), "half" (hang
+    up half-way), "garbage" (no JSON), "silence" (nothing until the server is closed).
+    """
+
+    daemon_threads = True
+
+    def __init__(self, script):
+        super().__init__(("127.0.0.1", 0), Conversation)
+        self.script = script
+        self.attempts: Counter = Counter()
+        self.requests: list[dict] = []
+        self.lock = threading.Lock()
+        self.closing = threading.Event()
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.closing.set()
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, request, client_address):
+        pass  # clients that give up are part of the script
+
+
+class Conversation(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        caption = request["messages"][-1]["content"]
+        task = next(t for t in TASKS if PROMPTS[str(t)][0] == request["messages"][0]["content"])
+        with self.server.lock:
+            self.server.requests.append(request)
+            self.server.attempts[caption, task] += 1
+            attempt = self.server.attempts[caption, task]
+        act = self.server.script(caption, attempt)
+        content = {"role": "assistant", "content": Rules().edit(caption, task).caption or "None"}
+        choice = {"index": 0, "finish_reason": "stop", "message": content}
+        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        body = {"id": "1", "created": 1, "model": "scripted", "system_fingerprint": ""}
+        self.reply(act, json.dumps({**body, "choices": [choice], "usage": usage}).encode())
+
+    def reply(self, act, body: bytes) -> None:
+        if act == "silence":
+            self.server.closing.wait()
+        if act in ("drop", "silence"):
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        self.send_response(act if isinstance(act, int) else 200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        if act == 429:
+            self.send_header("Retry-After", "0")
+        self.end_headers()
+        self.wfile.write(
+            {"half": body[:20], "garbage": b"<html>" * 100}.get(act, body)[: len(body)]
+        )
+
+    def log_message(self, *_):
+        pass
+
+
+def language_model(server: ScriptedServer, **options) -> LanguageModel:
+    options = {"max_tries": 4, "backoff": 0.001, "timeout": 30, **options}
+    return LanguageModel("scripted", server.base_url, **options)
+
+
+@pytest.mark.usefixtures("online")
+def test_a_language_models_answers_become_the_training_set(tmp_path):
+    captions = CAPTIONS[:4]
+    with ScriptedServer(lambda caption, attempt: "answer") as server:
+        model = language_model(server, temperature=0.3, seed=5)
+        folder = generate(source_of(captions), tmp_path / "lm", model, progress=False)
+    by_rules = generate(source_of(captions), tmp_path / "r", Rules(), workers=1, progress=False)
+    columns = ("id", "caption", "hard_positive", "hard_negative")
+    one, other = (
+        [tuple(row[name] for name in columns) for row in loaded(folder, tmp_path / "cache")]
+        for folder in (folder, by_rules)
+    )
+    assert one == other
+    settings = json.loads((folder / "generation.json").read_text())["settings"]
+    assert (settings["temperature"], settings["seed"]) == (0.3, 5)
+    assert settings["model"] == "scripted"
+    assert {request["temperature"] for request in server.requests} == {0.3}
+    assert {request["model"] for request in server.requests} == {"scripted"}
+
+
+@pytest.mark.usefixtures("online")
+def test_requests_are_seeded_by_seed_task_and_caption():
+    with ScriptedServer(lambda caption, attempt: "answer") as server:
+        for seed in (0, 0, 1):
+            language_model(server, seed=seed).edit_batch(CAPTIONS[:3], REPLACE_POSITIVE)
+    seeds = [sorted(r["seed"] for r in server.requests[i : i + 3]) for i in (0, 3, 6)]
+    assert seeds[0] == seeds[1] != seeds[2]
+    assert len(set(seeds[0])) == 3
+
+
+@pytest.mark.parametrize("trouble", [429, 500, 502, 503, "drop", "half", "garbage"])
+@pytest.mark.usefixtures("online")
+def test_a_server_in_trouble_is_asked_again_and_no_caption_is_lost(trouble):
+    def script(caption, attempt):
+        return "answer" if attempt == 3 or caption == CAPTIONS[0] else trouble
+
+    with ScriptedServer(script) as server:
+        edits = language_model(server).edit_batch(CAPTIONS[:4], REPLACE_POSITIVE)
+    expected = Rules().edit_batch(CAPTIONS[:4], REPLACE_POSITIVE)
+    assert [edit.caption for edit in edits] == [edit.caption for edit in expected]
+    assert [server.attempts[c, REPLACE_POSITIVE] for c in CAPTIONS[:4]] == [1, 3, 3, 3]
+
+
+@pytest.mark.usefixtures("online")
+def test_a_request_without_an_answer_is_given_up_and_asked_again():
+    with ScriptedServer(lambda caption, attempt: "answer" if attempt > 1 else "silence") as server:
+        edits = language_model(server, timeout=0.5).edit_batch(CAPTIONS[:1], REPLACE_POSITIVE)
+    assert edits[0].caption == Rules().edit(CAPTIONS[0], REPLACE_POSITIVE).caption
+
+
+@pytest.mark.usefixtures("online")
+def test_a_server_that_never_answers_is_an_error_before_the_work_begins(tmp_path):
+    with ScriptedServer(lambda caption, attempt: "silence") as server:
+        model = language_model(server, timeout=0.2, max_tries=2)
+        with pytest.raises(ConnectionError, match=r"got InferenceTimeoutError.*up to 2 tries"):
+            generate(source_of(CAPTIONS), tmp_path / "train", model, progress=False)
+        assert len(server.requests) == 2
+    with pytest.raises(ConnectionError, match="got ConnectError"):
+        generate(source_of(CAPTIONS), tmp_path / "train", model, progress=False)
+
+
+@pytest.mark.usefixtures("online")
+def test_a_wrong_key_or_name_is_not_tried_again():
+    with ScriptedServer(lambda caption, attempt: 401) as server:
+        with pytest.raises(ConnectionError, match="got status 401"):
+            language_model(server).edit_batch(CAPTIONS[:1], REPLACE_POSITIVE)
+        assert len(server.requests) == 1
+
+
+@pytest.mark.usefixtures("online")
+def test_a_caption_that_the_server_declines_is_counted_and_the_others_go_on():
+    with ScriptedServer(lambda caption, _: 400 if caption == CAPTIONS[1] else "answer") as server:
+        edits = language_model(server).edit_batch(CAPTIONS[:3], REPLACE_POSITIVE)
+    assert [edit.reason for edit in edits] == ["", "declined_by_server", ""]
+
+
+@pytest.mark.usefixtures("online")
+def test_as_many_requests_are_in_flight_as_asked_for_and_no_more():
+    together, inside, most = threading.Barrier(8), count(), []
+
+    def script(caption, attempt):
+        with lock:
+            most.append(next(entered) - len(left))
+        together.wait(timeout=30)  # nobody goes on before eight are here
+        with lock:
+            left.append(next(inside))
+        return "answer"
+
+    lock, entered, left = threading.Lock(), count(1), []
+    captions = [f"a red car number {n}" for n in range(32)]
+    with ScriptedServer(script) as server:
+        edits = language_model(server, max_in_flight=8).edit_batch(captions, REPLACE_POSITIVE)
+    assert all(edit.caption for edit in edits)
+    assert max(most) == 8
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"temperature": -1}, {"max_in_flight": 0}, {"max_tries": 0}, {"timeout": 0}, {"backoff": -1}],
+)
+def test_a_language_models_numbers_are_checked(wrong):
+    with pytest.raises(ValueError, match=f"Expected {next(iter(wrong))} to be"):
+        LanguageModel("m", "http://127.0.0.1:1/v1", **wrong)
+
+
+def test_a_key_is_sent_but_never_shown_or_recorded():
+    model = LanguageModel("m", "http://127.0.0.1:1/v1", api_key="secret-key")
+    assert "secret-key" not in f"{model} {model.settings}"
+
+
+@pytest.fixture
+def tiny_chat_model(tmp_path) -> Path:
+    """A random chat model that reads and writes letter by letter."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    letters = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    vocabulary = {letter: place for place, letter in enumerate(letters)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+    wrapped.chat_template = template
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    shape |= {"num_attention_heads": 1, "max_position_embeddings": 4096}
+    ends = {"bos_token_id": 0, "eos_token_id": 1}
+    config = LlamaConfig(vocab_size=len(letters), **shape, **ends)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    wrapped.save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("online")
+def test_a_real_server_of_a_real_model_is_understood(tiny_chat_model, tmp_path):
+    """Random weights write nothing usable: every answer arrives, is read and is rejected."""
+    for part in ("fastapi", "openai", "uvicorn"):
+        pytest.importorskip(part, reason="`transformers serve` is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = str(Path(sys.executable).with_name("transformers"))
+    options = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    server = subprocess.Popen([program, "serve", str(tiny_chat_model), *options])
+    try:
+        model = LanguageModel(str(tiny_chat_model), f"http://127.0.0.1:{port}/v1", max_tries=10)
+        folder = tmp_path / "train"
+        generate(source_of(CAPTIONS[:2]), folder, model, progress=False)
+    finally:
+        server.terminate()
+        server.wait()
+    counts = json.loads((folder / "generation.json").read_text())["counts"]
+    assert {task: sum(n.values()) for task, n in counts.items()} == {str(t): 2 for t in TASKS}
+    reasons = {reason for numbers in counts.values() for reason in numbers}
+    assert reasons and not reasons & {"declined_by_server"}
+
+
+def test_offline_mode_is_named_at_once_not_tried_again():
+    model = LanguageModel("m", "http://127.0.0.1:1/v1", max_tries=10**9)
+    with pytest.raises(OSError, match="HF_HUB_OFFLINE"):
+        model.edit_batch(["a red car"], REPLACE_POSITIVE)
