@@ -1,0 +1,605 @@
+"""A small rendered world with the columns of the benchmark.
+
+It stands in for Visual Genome where there is none. A scene is two or three shapes with a colour, a
+size and a place; its captions are of the three kinds of the benchmark: one object with
+attributes, two objects in a relation, two objects joined by "and". Everything follows from
+`(seed, split, scene index)`, so that any row can be made alone and in parallel.
+
+Captions are written from word tables (`ATTRIBUTES`, `RELATIONS`) and read back by `truth`, which
+shares the tables with the writer but none of its code. This file does not write Parquet and needs
+only pillow.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import itertools
+import math
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw
+
+# Each word the captions mostly use, with its synonyms; the published substitution comes first.
+COLOURS = {
+    "red": ("crimson", "scarlet"),
+    "blue": ("sapphire", "azure"),
+    "green": ("emerald", "jade"),
+    "yellow": ("golden", "lemon"),
+    "white": ("ivory", "snowy"),
+    "black": ("ebony", "inky"),
+}
+SIZES = {"large": ("big", "huge"), "small": ("tiny", "little")}
+ATTRIBUTES = {"size": SIZES, "colour": COLOURS}
+RELATIONS = {
+    "left of": ("to the left of", "leftward of"),
+    "right of": ("to the right of", "rightward of"),
+    "above": ("on top of", "over"),
+    "under": ("beneath", "below"),
+    "in": ("within", "inside"),
+    "near": ("next to", "by"),
+    "far from": ("distant from", "away from"),
+    "touching": ("against", "meeting"),
+    "behind": ("to the rear of", "in back of"),
+    "in front of": ("before", "ahead of"),
+}
+SYNONYMS = {
+    word: synonyms
+    for table in (*ATTRIBUTES.values(), RELATIONS)
+    for word, synonyms in table.items()
+}
+
+IMAGE_SIZE = 64
+CAPTION_SYNONYM_RATE = 0.12  # of the words of training captions that have synonyms
+READING_ORDER_RATE = 0.9  # of "A and B" captions name first the object that is further left
+SPLIT_CATEGORIES = {
+    "replace": ("attribute", "relation"),
+    "swap": ("swap",),
+    "train": ("attribute", "relation", "swap"),
+}
+ROWS_PER_CATEGORY = 2  # of each scene
+SPLIT_SIZES = {"replace": 2000, "swap": 1000}
+THING_COUNTS = (2, 2, 2, 3)
+FAMILY_SIZE = 4  # scenes in a row that have the same shapes, colours and sizes, dealt out anew
+
+_RGB = {
+    "red": (214, 38, 42),
+    "blue": (40, 80, 205),
+    "green": (38, 148, 62),
+    "yellow": (240, 205, 45),
+    "white": (246, 246, 242),
+    "black": (28, 28, 32),
+}
+_SUPERSAMPLING = 4
+
+
+def _ring(radii: tuple[float, ...], turn: float = 0.0) -> tuple[tuple[float, float], ...]:
+    """Points around the origin at equal angles, with these distances from it; the first is up."""
+    angles = [2 * math.pi * i / len(radii) + turn for i in range(len(radii))]
+    return tuple((r * math.sin(a), -r * math.cos(a)) for r, a in zip(radii, angles, strict=True))
+
+
+_ARM, _REACH = 0.42, 1.12
+# Outlines for a radius of 1, of about the same area; y grows downwards.
+SHAPES = {
+    "circle": _ring((1.0,) * 32),
+    "square": _ring((1.22,) * 4, math.pi / 4),
+    "triangle": _ring((1.35,) * 3),
+    "star": _ring((1.35, 0.62) * 5),
+    "cross": tuple(
+        (sx * x, sy * y)
+        for sx, sy, corner in ((1, -1, 0), (1, 1, 1), (-1, 1, 0), (-1, -1, 1))
+        for x, y in ((_ARM, _REACH), (_ARM, _ARM), (_REACH, _ARM))[:: -1 if corner else 1]
+    ),
+}
+
+
+def _distance_to_segment(a: tuple[float, float], b: tuple[float, float]) -> float:
+    """From the origin to the segment a-b."""
+    dx, dy = b[0] - a[0], b[1] - a[1]
+    t = max(0.0, min(1.0, -(a[0] * dx + a[1] * dy) / (dx * dx + dy * dy)))
+    return math.hypot(a[0] + t * dx, a[1] + t * dy)
+
+
+_OUTER = {name: max(math.hypot(*p) for p in points) for name, points in SHAPES.items()}
+_INNER = {
+    name: min(map(_distance_to_segment, points, points[1:] + points[:1]))
+    for name, points in SHAPES.items()
+}
+_LAYOUTS = {"beside": 12, "in": 40, "overlap": 1}  # how often tried; "beside" and "in" seldom fit
+_RADII = {"large": (10.0, 12.5), "small": (5.6, 7.0)}  # in pixels
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object of a scene: its attributes in base words, a shape, a place in pixels.
+
+    `tint` shifts the colour a little, `rotation` is in radians.
+    """
+
+    colour: str
+    size: str
+    shape: str
+    x: float
+    y: float
+    radius: float
+    rotation: float
+    tint: tuple[int, int, int]
+
+    @property
+    def outer(self) -> float:
+        """Radius of the circle around the outline."""
+        return self.radius * _OUTER[self.shape]
+
+    @property
+    def inner(self) -> float:
+        """Radius of the circle within the outline."""
+        return self.radius * _INNER[self.shape]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Objects from back to front over a background that shades from one colour into another."""
+
+    things: tuple[Thing, ...]
+    background: tuple[tuple[int, int, int], tuple[int, int, int]]
+    vertical: bool
+
+
+# --- scenes ---------------------------------------------------------------------------------------
+
+
+def make_scene(split: str, index: int, *, seed: int = 0) -> Scene:
+    """The scene behind some rows of a split.
+
+    Args:
+        split: "replace", "swap" or "train"; scenes of different splits are drawn apart.
+        index: Which scene, from 0.
+        seed: Another seed is another world of the same kind.
+
+    Returns:
+        A scene of two to four objects.
+    """
+    return _compose(split, index, seed)[0]
+
+
+def _compose(split: str, index: int, seed: int) -> tuple[Scene, dict[str, list[_Triple]]]:
+    """A scene that gives enough captions of every category of its split, and those captions."""
+    rng = random.Random(f"shapes/{seed}/{split}/{index}")
+    family = random.Random(f"shapes/{seed}/{split}/family {index // FAMILY_SIZE}")
+    for attempt in itertools.count():
+        if attempt % 40 == 0:  # some traits seldom fit; the family turns to the next ones together
+            traits = _draw_traits(family)
+        scene = _draw_scene(rng, traits)
+        if scene is None:
+            continue
+        triples = {
+            category: list(
+                itertools.islice(_write(scene, category, rng, split == "train"), ROWS_PER_CATEGORY)
+            )
+            for category in SPLIT_CATEGORIES[split]
+        }
+        if all(len(written) == ROWS_PER_CATEGORY for written in triples.values()):
+            return scene, triples
+
+
+def _draw_traits(rng: random.Random) -> dict[str, list[str]]:
+    """What a family of scenes has in common: as many of each trait as there are objects."""
+    count = rng.choice(THING_COUNTS)
+    tables = {**ATTRIBUTES, "shape": SHAPES}
+    traits = {
+        kind: [rng.choice(list(table)) for _ in range(count)] for kind, table in tables.items()
+    }
+    # Two shapes and two colours at least, or no caption could be told from its swap.
+    traits["shape"][:2] = _shuffled(rng, SHAPES)[:2]
+    traits["colour"][:2] = _shuffled(rng, COLOURS)[:2]
+    return traits
+
+
+def _draw_scene(rng: random.Random, traits: dict[str, list[str]]) -> Scene | None:
+    """Traits dealt out anew, and places; None where this draw does not fit."""
+    hands = {kind: _shuffled(rng, values) for kind, values in traits.items()}
+    first, second, *others = (
+        _draw_thing(rng, {kind: values[i] for kind, values in hands.items()})
+        for i in range(len(hands["shape"]))
+    )
+    layout = rng.choices(list(_LAYOUTS), list(_LAYOUTS.values()))[0]
+    placed = _place_pair(rng, first, second, layout)
+    for thing in others:
+        placed = placed and _place_apart(rng, placed, thing)
+    if placed is None:
+        return None
+    grey = rng.randrange(120, 200)
+    start = tuple(grey + rng.randrange(-18, 19) for _ in range(3))
+    end = tuple(channel + rng.randrange(-14, 15) for channel in start)
+    return Scene(tuple(placed), (start, end), rng.random() < 0.5)
+
+
+def _draw_thing(rng: random.Random, traits: dict[str, str]) -> Thing:
+    low, high = _RADII[traits["size"]]
+    return Thing(
+        **traits,
+        x=0.0,
+        y=0.0,
+        radius=rng.uniform(low, high),
+        rotation=rng.uniform(-0.26, 0.26),
+        tint=tuple(rng.randrange(-18, 19) for _ in range(3)),
+    )
+
+
+def _move(thing: Thing, x: float, y: float) -> Thing:
+    return Thing(**{**thing.__dict__, "x": x, "y": y})
+
+
+def _fits(thing: Thing) -> bool:
+    low, high = thing.outer + 0.5, IMAGE_SIZE - thing.outer - 0.5
+    return low <= thing.x <= high and low <= thing.y <= high
+
+
+def _place_pair(rng: random.Random, first: Thing, second: Thing, layout: str) -> list[Thing] | None:
+    """Both with places, from back to front; None where this draw does not fit."""
+    if layout != "beside" and first.colour == second.colour:
+        return None  # one could not be told from the other
+    inner, outer = first.inner + second.inner, first.outer + second.outer
+    if layout == "in":
+        if first.inner < second.outer:
+            return None
+        distance = rng.uniform(0.0, first.inner - second.outer)
+    elif layout == "overlap":
+        distance = rng.uniform(0.9, 1.0) * inner
+    else:
+        distance = outer + rng.choice((2.5, 10.0, 18.0, 26.0)) * rng.uniform(0.5, 1.5)
+    angle = rng.randrange(4) * math.pi / 2 + rng.uniform(-0.4, 0.4)
+    dx, dy = distance * math.cos(angle), distance * math.sin(angle)
+    x, y = (_place_both(rng, first.outer, second.outer, step) for step in (dx, dy))
+    if x is None or y is None:
+        return None
+    return [_move(first, x, y), _move(second, x + dx, y + dy)]
+
+
+def _place_both(rng: random.Random, first: float, second: float, step: float) -> float | None:
+    """On one axis, a place from which both stay in the picture, the second a step away."""
+    low = max(first, second - step) + 0.5
+    high = IMAGE_SIZE - 0.5 - max(first, second + step)
+    return rng.uniform(low, high) if low <= high else None
+
+
+def _place_apart(rng: random.Random, placed: list[Thing], thing: Thing) -> list[Thing] | None:
+    """`placed` and one more that meets none of them; None after too many tries."""
+    for _ in range(20):
+        thing = _move(thing, rng.uniform(6, IMAGE_SIZE - 6), rng.uniform(6, IMAGE_SIZE - 6))
+        if _fits(thing) and all(_gap(thing, other) > 1.0 for other in placed):
+            return [*placed, thing]
+    return None
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def render_scene(scene: Scene) -> Image.Image:
+    """The picture of a scene.
+
+    Returns:
+        An RGB image of `IMAGE_SIZE` x `IMAGE_SIZE` pixels.
+    """
+    size = IMAGE_SIZE * _SUPERSAMPLING
+    shade = Image.linear_gradient("L").resize((size, size))
+    start, end = (Image.new("RGB", (size, size), colour) for colour in scene.background)
+    canvas = Image.composite(end, start, shade if scene.vertical else shade.rotate(90))
+    for thing in scene.things:
+        _paint(canvas, thing)
+    return canvas.reduce(_SUPERSAMPLING)
+
+
+def _paint(canvas: Image.Image, thing: Thing) -> None:
+    half = math.ceil(thing.outer * _SUPERSAMPLING)
+    cos, sin = math.cos(thing.rotation), math.sin(thing.rotation)
+    scale = thing.radius * _SUPERSAMPLING
+    outline = [
+        (half + scale * (x * cos - y * sin), half + scale * (x * sin + y * cos))
+        for x, y in SHAPES[thing.shape]
+    ]
+    fill = tuple(
+        max(0, min(255, c + t)) for c, t in zip(_RGB[thing.colour], thing.tint, strict=True)
+    )
+    tile = Image.new("RGB", (2 * half, 2 * half), fill)
+    edge = tuple(int(c * 0.6) for c in fill)
+    ImageDraw.Draw(tile).line([*outline, outline[0]], fill=edge, width=_SUPERSAMPLING)
+    mask = Image.new("1", tile.size)
+    ImageDraw.Draw(mask).polygon(outline, fill=1)
+    corner = (round(thing.x * _SUPERSAMPLING) - half, round(thing.y * _SUPERSAMPLING) - half)
+    canvas.paste(tile, corner, mask)
+
+
+def _png(scene: Scene) -> bytes:
+    buffer = io.BytesIO()
+    render_scene(scene).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+# --- captions -------------------------------------------------------------------------------------
+
+_Terms = tuple[str, ...]  # a caption as base words; a relation is one term
+
+
+@dataclass(frozen=True)
+class _Triple:
+    caption: str
+    hard_positive: str
+    hard_negative: str
+    substitution: str
+
+
+def _write(scene: Scene, category: str, rng: random.Random, is_train: bool) -> Iterator[_Triple]:
+    """Triples of one category in random order, no caption twice."""
+    written = set()
+    for terms, slot in _DRAFTS[category](scene, rng):
+        make = _swap if category == "swap" else _replace
+        triple = make(scene, terms, slot, rng, is_train)
+        if triple and triple.caption not in written:
+            written.add(triple.caption)
+            yield triple
+
+
+def _shuffled(rng: random.Random, items) -> list:
+    items = list(items)
+    rng.shuffle(items)
+    return items
+
+
+def _attribute_drafts(scene: Scene, rng: random.Random) -> Iterator[tuple[_Terms, int]]:
+    for thing, kind in _shuffled(rng, itertools.product(scene.things, ATTRIBUTES)):
+        also = rng.choice(("colour", "colour", None))
+        kinds = [k for k in ATTRIBUTES if k in (kind, also)]
+        yield (*(getattr(thing, k) for k in kinds), thing.shape), kinds.index(kind)
+
+
+def _relation_drafts(scene: Scene, rng: random.Random) -> Iterator[tuple[_Terms, int]]:
+    pairs = list(itertools.permutations(scene.things, 2))
+    for relation in _shuffled(rng, RELATIONS):
+        for a, b in _shuffled(rng, pairs):
+            if a.shape != b.shape and _HOLDS[relation](scene, a, b):
+                before = (a.colour,) if rng.random() < 0.6 else ()
+                after = (b.colour,) if rng.random() < 0.6 else ()
+                yield (*before, a.shape, relation, *after, b.shape), len(before) + 1
+                break
+
+
+def _swap_drafts(scene: Scene, rng: random.Random) -> Iterator[tuple[_Terms, int]]:
+    pairs = itertools.combinations(scene.things, 2)
+    for (a, b), kind_a in _shuffled(rng, itertools.product(pairs, ATTRIBUTES)):
+        in_reading_order = rng.random() < READING_ORDER_RATE
+        if (a.x < b.x) != in_reading_order:
+            a, b = b, a
+        kind_b = rng.choice((kind_a, "colour"))
+        yield ("the", getattr(a, kind_a), a.shape, "and", "the", getattr(b, kind_b), b.shape), 3
+
+
+_DRAFTS = {"attribute": _attribute_drafts, "relation": _relation_drafts, "swap": _swap_drafts}
+
+
+def _word(terms: _Terms, rng: random.Random, is_train: bool) -> list[str]:
+    """Terms as the words of a caption: in training some are synonyms, else all are base words."""
+    rate = CAPTION_SYNONYM_RATE if is_train else 0.0
+    return [
+        rng.choice(SYNONYMS[term]) if term in SYNONYMS and rng.random() < rate else term
+        for term in terms
+    ]
+
+
+def _replace(
+    scene: Scene, terms: _Terms, slot: int, rng: random.Random, is_train: bool
+) -> _Triple | None:
+    table = next(t for t in (*ATTRIBUTES.values(), RELATIONS) if terms[slot] in t)
+
+    def phrase(word: str) -> str:
+        return " ".join([*words[:slot], word, *words[slot + 1 :]])
+
+    words = _word(terms, rng, is_train)
+    false = [t for t in table if truth(scene, phrase(t)) is False]
+    if not false:
+        return None
+    present = [t for t in false if any(t in (o.colour, o.size) for o in scene.things)]
+    other = rng.choice(present if present and rng.random() < 0.5 else false)
+    if is_train:  # generators of hard negatives draw from more words than captions use
+        other = rng.choice((other, *SYNONYMS[other]))
+    synonym = rng.choice(SYNONYMS[terms[slot]]) if words[slot] == terms[slot] else terms[slot]
+    return _Triple(
+        phrase(words[slot]), phrase(synonym), phrase(other), f"{words[slot]} > {synonym}"
+    )
+
+
+def _swap(
+    scene: Scene, terms: _Terms, slot: int, rng: random.Random, is_train: bool
+) -> _Triple | None:
+    words = _word(terms, rng, is_train)
+    first, second = words[:slot], words[slot + 1 :]
+    if first[-1] == second[-1]:
+        return None
+    negative = f"the {second[1]} {first[2]} and the {first[1]} {second[2]}"
+    if truth(scene, negative) is not False:
+        return None
+    return _Triple(" ".join(words), " ".join([*second, "and", *first]), negative, "")
+
+
+# --- truth ----------------------------------------------------------------------------------------
+
+
+def truth(scene: Scene, caption: str) -> bool | None:
+    """Whether a caption is true of a scene, read from its words alone.
+
+    "red circle" is true where there is one. A place between two relations, which people would call
+    by either name, is neither true nor false.
+
+    Args:
+        scene: The scene.
+        caption: A caption in the words of `ATTRIBUTES`, `RELATIONS` and `SHAPES`.
+
+    Returns:
+        True, False, or None where people could disagree.
+
+    Raises:
+        ValueError: The caption has other words or another form.
+    """
+    phrases, relation = _parse(caption)
+    matches = [[o for o in scene.things if words <= _described(o)] for words in phrases]
+    if relation is None:
+        return all(matches)
+    answers = {_HOLDS[relation](scene, a, b) for a in matches[0] for b in matches[1] if a is not b}
+    return True if True in answers else None if None in answers else False
+
+
+def _described(thing: Thing) -> set[str]:
+    return {thing.colour, thing.size, thing.shape}
+
+
+_BASE = {word: base for base, synonyms in SYNONYMS.items() for word in (base, *synonyms)}
+_RELATION_PATTERN = re.compile(
+    " ("
+    + "|".join(sorted((w for w, base in _BASE.items() if base in RELATIONS), key=len, reverse=True))
+    + ") "
+)
+
+
+@functools.cache
+def _parse(caption: str) -> tuple[list[set[str]], str | None]:
+    """The words that describe each object, and the relation between two."""
+    found = _RELATION_PATTERN.search(caption)
+    relation = _BASE[found[1]] if found else None
+    parts = re.split(_RELATION_PATTERN.pattern if found else " and ", caption)
+    phrases = [[w for w in part.split() if w != "the"] for part in (parts[::2] if found else parts)]
+    phrases = [{_BASE.get(w, w) for w in phrase} for phrase in phrases]
+    known = {*SHAPES, *itertools.chain(*ATTRIBUTES.values())}
+    if not all(p and p <= known and len(p & set(SHAPES)) == 1 for p in phrases):
+        raise ValueError(
+            f"Expected a caption in the words of this world, got {caption!r}. See ATTRIBUTES, "
+            "RELATIONS and SHAPES for the words."
+        )
+    return phrases, relation
+
+
+def _gap(a: Thing, b: Thing) -> float:
+    return math.hypot(a.x - b.x, a.y - b.y) - a.outer - b.outer
+
+
+def _towards(dx: int, dy: int, scene: Scene, a: Thing, b: Thing) -> bool | None:
+    """Whether a lies from b in this direction: clearly, clearly not, or between."""
+    along = (a.x - b.x) * dx + (a.y - b.y) * dy
+    across = abs((a.x - b.x) * dy) + abs((a.y - b.y) * dx)
+    if along <= across / 2 or _contains(a, b) or _contains(b, a):
+        return False
+    return True if along >= 2 * across and _gap(a, b) > 0 else None
+
+
+def _contains(b: Thing, a: Thing) -> bool:
+    return math.hypot(a.x - b.x, a.y - b.y) + a.outer <= b.inner + 1e-6
+
+
+def _overlap(a: Thing, b: Thing) -> bool:
+    apart = math.hypot(a.x - b.x, a.y - b.y)
+    return apart <= a.inner + b.inner and not _contains(a, b) and not _contains(b, a)
+
+
+def _in(scene: Scene, a: Thing, b: Thing) -> bool | None:
+    if _contains(b, a):
+        return True
+    return False if _gap(a, b) > 0 or a.outer > b.outer else None
+
+
+def _near(scene: Scene, a: Thing, b: Thing) -> bool | None:
+    gap = _gap(a, b)
+    return True if 0 < gap < 5 else False if gap > 14 else None
+
+
+def _far(scene: Scene, a: Thing, b: Thing) -> bool | None:
+    gap = _gap(a, b)
+    return True if gap > 16 else False if gap < 6 else None
+
+
+def _touching(scene: Scene, a: Thing, b: Thing) -> bool | None:
+    return True if _overlap(a, b) else False if _gap(a, b) > 0 else None
+
+
+def _behind(scene: Scene, a: Thing, b: Thing) -> bool | None:
+    if _gap(a, b) > 0:
+        return False
+    is_further_back = scene.things.index(a) < scene.things.index(b)
+    return (True if _overlap(a, b) else None) if is_further_back else False
+
+
+_HOLDS = {
+    "left of": functools.partial(_towards, -1, 0),
+    "right of": functools.partial(_towards, 1, 0),
+    "above": functools.partial(_towards, 0, -1),
+    "under": functools.partial(_towards, 0, 1),
+    "in": _in,
+    "near": _near,
+    "far from": _far,
+    "touching": _touching,
+    "behind": _behind,
+    "in front of": lambda scene, a, b: _behind(scene, b, a),
+}
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def generate_rows(
+    split: str, num_rows: int | None = None, *, seed: int = 0, start: int = 0
+) -> Iterator[dict]:
+    """Rows of a split, in order; rows of one image stand together.
+
+    In `train` some words of the captions are synonyms, and the hard negatives draw on synonyms far
+    more often, as generators of hard negatives do. In `replace` and `swap` captions and hard
+    negatives are in base words.
+
+    Args:
+        split: "replace", "swap" or "train".
+        num_rows: How many; `SPLIT_SIZES[split]` where left out, and `train` has no such size.
+        seed: Another seed is another world of the same kind.
+        start: The first row to make; those before it cost nothing.
+
+    Returns:
+        Dicts with the columns of the benchmark. `image` is `{"bytes": PNG, "path": None}`.
+
+    Raises:
+        ValueError: Unknown split, or `train` without `num_rows`.
+
+    Examples:
+        >>> row = next(generate_rows("swap"))
+        >>> sorted(row["caption"].split()) == sorted(row["hard_negative"].split())
+        True
+    """
+    if split not in SPLIT_CATEGORIES:
+        raise ValueError(
+            f"Expected split to be one of {', '.join(SPLIT_CATEGORIES)}, got {split!r}."
+        )
+    if num_rows is None and split not in SPLIT_SIZES:
+        raise ValueError(f"Expected num_rows for {split}, got None. Say how many rows to make.")
+    num_rows = SPLIT_SIZES[split] if num_rows is None else num_rows
+    per_scene = ROWS_PER_CATEGORY * len(SPLIT_CATEGORIES[split])
+    index, skip = divmod(start, per_scene)
+    rows = itertools.chain.from_iterable(
+        _scene_rows(split, index, seed=seed) for index in itertools.count(index)
+    )
+    return itertools.islice(rows, skip, skip + num_rows)
+
+
+def _scene_rows(split: str, index: int, *, seed: int) -> Iterator[dict]:
+    scene, triples = _compose(split, index, seed)
+    image = {"bytes": _png(scene), "path": None}
+    for category, written in triples.items():
+        name = split if split == category else f"{split}-{category}"
+        for i, triple in enumerate(written, start=index * ROWS_PER_CATEGORY):
+            yield {
+                "id": f"{name}-{i:05d}",
+                "image": image,
+                **triple.__dict__,
+                "category": category,
+                "image_id": f"{split}-{index:05d}",
+                "bbox": None,
+                "flaws": [],
+            }
