@@ -1,4 +1,4 @@
-.PHONY: install test check format
+.PHONY: install test check format claim
 
 install:
 	pip install -c constraints.txt -e '.[dev]'
@@ -13,3 +13,6 @@ check:
 format:
 	ruff check --fix .
 	ruff format .
+
+claim:
+	python benchmarks/claim.py --output results/claim

@@ -1,0 +1,203 @@
+"""Rows for training: load them, check all of them, choose shares of them, make batches of them.
+
+    a Parquet folder or dataset -> checked rows -> decoded images and chosen texts -> a batch
+
+No model here, only its processor.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict, Image
+from PIL import Image as PILImage
+from transformers import ProcessorMixin
+
+from hard_positives.evaluation import load_splits
+from hard_positives.recipes import Recipe
+from hard_positives.rows import CAPTION_COLUMNS, check_columns, read_image_file
+from hard_positives.scoring import NAMED
+
+
+def load_training_rows(
+    data: str | Path | Dataset | DatasetDict, split: str | None = None
+) -> Dataset:
+    """Load rows for training and check all of them.
+
+    Args:
+        data: A folder from ``hard-positives generate``, a Hub id, or what ``load_dataset`` returns,
+            with ``image``, ``caption``, ``hard_positive`` and ``hard_negative``; the last two may
+            be null in any row.
+        split: Which split; needed where there are several.
+
+    Returns:
+        The rows, images undecoded.
+
+    Raises:
+        TypeError: A column is of the wrong kind, or a caption is null.
+        ValueError: No rows, a missing column, several splits and none chosen, an empty caption, or
+            a hard negative that equals its caption or its hard positive.
+    """
+    splits = load_splits(data, None if split is None else [split])
+    if len(splits) != 1:
+        raise ValueError(
+            f"Expected data to have one split, got {list(splits)}. Choose one with split."
+        )
+    rows = next(iter(splits.values()))
+    check_columns(rows)
+    for name in CAPTION_COLUMNS:
+        if rows.features[name].dtype not in ("string", "large_string"):
+            raise TypeError(
+                f"Expected the column {name!r} to hold strings, got {rows.features[name]}. Use "
+                "dataset.cast_column."
+            )
+    rows = rows.cast_column("image", Image(decode=False))
+    _check_texts(rows)
+    return rows
+
+
+def _check_texts(rows: Dataset) -> None:
+    texts = {name: rows.with_format("arrow")[name].to_pylist() for name in CAPTION_COLUMNS}
+    captions, positives, negatives = texts.values()
+    nulls = [row for row, text in enumerate(captions) if text is None]
+    if nulls:
+        raise TypeError(_about("Expected every row to have a caption, got none in", nulls))
+    for name, column in texts.items():
+        empty = [row for row, text in enumerate(column) if text is not None and not text.strip()]
+        if empty:
+            raise ValueError(_about(f"Expected {name} to be text, or null, got '' in", empty))
+    same = [
+        row
+        for row, negative in enumerate(negatives)
+        if negative is not None and negative in (captions[row], positives[row])
+    ]
+    if same:
+        raise ValueError(
+            _about(
+                "Expected hard negatives to differ from what is true, got the same text in", same
+            )
+        )
+
+
+def _about(sentence: str, rows: Sequence[int]) -> str:
+    named = ", ".join(map(str, rows[:NAMED]))
+    return f"{sentence} {len(rows)} rows, first {named}. Remove or repair these rows."
+
+
+def check_lengths(rows: Dataset, processor: ProcessorMixin, limit: int) -> None:
+    """Refuse captions over ``limit`` tokens: cut off, two of a row could become the same."""
+    for name in CAPTION_COLUMNS:
+        column = rows.with_format("arrow")[name].to_pylist()
+        # A token is at least a byte, so that most captions need no tokenizer.
+        long = [row for row, text in enumerate(column) if text and len(text.encode()) > limit - 2]
+        lengths = _token_counts([column[row] for row in long], processor)
+        over = [row for row, length in zip(long, lengths, strict=True) if length > limit]
+        if over:
+            raise ValueError(
+                _about(f"Expected {name} to be at most {limit} tokens long, got more in", over)
+            )
+
+
+def _token_counts(texts: list[str], processor: ProcessorMixin) -> list[int]:
+    if not texts:
+        return []
+    return list(map(len, processor.tokenizer(texts, verbose=False)["input_ids"]))
+
+
+def choose_texts(rows: Dataset, recipe: Recipe, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Choose whose hard positive and whose hard negative is used: two arrays of booleans.
+
+    With one seed a smaller share is a part of a larger one, and the two are drawn apart.
+    """
+    positives, negatives = (
+        rows.with_format("arrow")[name].is_valid().to_numpy()
+        for name in ("hard_positive", "hard_negative")
+    )
+    if recipe.hard_positive_kind:
+        if "category" not in rows.column_names:
+            raise ValueError(
+                "Expected the rows to have the column 'category' for hard_positive_kind, got "
+                f"{rows.column_names}. Add it, or leave hard_positive_kind out."
+            )
+        is_swap = np.array([category == "swap" for category in rows["category"]])
+        positives = positives & (is_swap == (recipe.hard_positive_kind == "swap"))
+    return (
+        _share_of(positives, recipe.hard_positive_share, [seed, 0]),
+        _share_of(negatives, recipe.hard_negative_share, [seed, 1]),
+    )
+
+
+def _share_of(present: np.ndarray, share: float, seed: list[int]) -> np.ndarray:
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(present))
+    chosen = np.zeros_like(present)
+    chosen[order[: round(share * len(order))]] = True
+    return chosen
+
+
+@dataclass(frozen=True)
+class TrainingRows(torch.utils.data.Dataset):
+    """What a batch is made of: decoded images and the texts that the recipe chose."""
+
+    rows: Dataset
+    use_hard_positive: np.ndarray
+    use_hard_negative: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        row = self.rows[place]
+        return {
+            "image": _opened(row["image"], place),
+            "caption": row["caption"],
+            "hard_positive": row["hard_positive"] if self.use_hard_positive[place] else None,
+            "hard_negative": row["hard_negative"] if self.use_hard_negative[place] else None,
+        }
+
+
+def _opened(cell: dict[str, Any], place: int) -> PILImage.Image:
+    # Without EXIF rotation, as images are scored.
+    file = read_image_file(cell, place)
+    try:
+        return PILImage.open(io.BytesIO(file)).convert("RGB")
+    except (OSError, SyntaxError) as error:
+        raise ValueError(
+            f"Expected row {place} to hold a readable image, got {len(file)} bytes that are not "
+            f"one ({error}). Repair or remove the row."
+        ) from error
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Rows -> one batch, its captions padded to the longest of them and no further."""
+
+    processor: ProcessorMixin
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Prepare B rows.
+
+        Returns:
+            ``pixel_values`` (B, 3, H, W); ``input_ids`` (T, L) of the captions, then the hard
+            positives, then the hard negatives that there are; ``has_hard_positive`` and
+            ``has_hard_negative`` (B,).
+        """
+        texts = [row[name] for name in CAPTION_COLUMNS for row in rows if row[name] is not None]
+        images = self.processor.image_processor([row["image"] for row in rows], return_tensors="pt")
+        # Padding behind a caption changes nothing in CLIP: no attention mask.
+        tokens = self.processor.tokenizer(
+            texts,
+            padding="longest",
+            padding_side="right",
+            return_attention_mask=False,
+            return_tensors="pt",
+        )
+        return {
+            "pixel_values": images["pixel_values"],
+            "input_ids": tokens["input_ids"],
+            "has_hard_positive": torch.tensor([row["hard_positive"] is not None for row in rows]),
+            "has_hard_negative": torch.tensor([row["hard_negative"] is not None for row in rows]),
+        }

@@ -1,0 +1,589 @@
+"""The training side: the loss, what a batch holds, processes, kills, what is left behind."""
+
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from datasets import Dataset, Image, load_dataset
+from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy, normalize
+from transformers import AutoProcessor, CLIPModel, TrainingArguments
+from typer.testing import CliRunner
+
+from hard_positives import RECIPES, Recipe, contrastive_loss, evaluate, finetune
+from hard_positives.cli import app
+from hard_positives.finetuning import ContrastiveTrainer
+from hard_positives.training_rows import Collator, TrainingRows, choose_texts, load_training_rows
+
+SMALL = Recipe(batch_size=8, learning_rate=1e-3, epochs=4, warmup_steps=2)
+
+
+@pytest.fixture(scope="module")
+def training_rows(triples) -> Dataset:
+    """The forty triples, a third of them without hard positive, a third without hard negative."""
+    records = triples.to_list()
+    for place, record in enumerate(records):
+        record["caption"] += f" {place}"
+        record["hard_positive"] = None if place % 3 == 0 else record["hard_positive"] + f" {place}"
+        record["hard_negative"] = None if place % 3 == 1 else record["hard_negative"] + f" {place}"
+        record["category"] = "swap" if place % 4 == 0 else "attribute"
+    return Dataset.from_list(records).cast_column("image", Image())
+
+
+@pytest.fixture(scope="module")
+def training_folder(training_rows, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("training")
+    training_rows.to_parquet(folder / "train.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def held_out(triples) -> Dataset:
+    """The forty triples, ten of them false, in a category of their own."""
+    records = triples.to_list()
+    for place, record in enumerate(records):
+        record["category"] = "attribute" if place < 10 else "relation"
+        if place < 10:
+            names = ("caption", "hard_negative")
+            record.update(zip(names, (record["hard_negative"], record["caption"]), strict=True))
+    return Dataset.from_list(records).cast_column("image", Image())
+
+
+# --- the loss -------------------------------------------------------------------------------------
+
+
+def slow_loss(images, captions, positives, negatives, scale, has_p, has_n, hard_negatives, weight):
+    """The formula of the docstring, one number at a time."""
+    size = len(images)
+    total, aligned = 0.0, []
+    for i in range(size):
+        false = [captions[j] for j in range(size) if j != i]
+        false += [positives[j] for j in range(size) if j != i and has_p[j]]
+        whose = range(size) if hard_negatives == "batch" else [i]
+        false += [negatives[j] for j in whose if has_n[j]]
+        terms = []
+        for text in [captions[i], positives[i]] if has_p[i] else [captions[i]]:
+            right = math.e ** (scale * (images[i] @ text))
+            wrong = sum(math.e ** (scale * (images[i] @ other)) for other in false)
+            every = sum(math.e ** (scale * (image @ text)) for image in images)
+            terms.append(-torch.log(right / (right + wrong)) - torch.log(right / every))
+        total = total + sum(terms) / len(terms)
+        if has_p[i]:
+            every = sum(math.e ** (scale * (positives[i] @ caption)) for caption in captions)
+            aligned.append(-torch.log(math.e ** (scale * (positives[i] @ captions[i])) / every))
+    loss = total / size / 2
+    return loss + weight * sum(aligned) / len(aligned) if weight and aligned else loss
+
+
+def random_embeds(size: int, seed: int) -> list[torch.Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    shape = (4, size, 5)
+    return list(normalize(torch.randn(shape, generator=random, dtype=torch.float64), dim=-1))
+
+
+MASKS = {"all": [1] * 6, "none": [0] * 6, "some": [1, 0, 0, 1, 1, 0], "others": [0, 0, 1, 1, 0, 1]}
+
+
+@pytest.mark.parametrize("hard_negatives", ["batch", "own"])
+@pytest.mark.parametrize("alignment", [0.0, 0.7])
+@pytest.mark.parametrize(("with_p", "with_n"), list(itertools.product(MASKS, MASKS)))
+def test_loss_and_gradients_are_those_of_the_plain_formula(
+    hard_negatives, alignment, with_p, with_n
+):
+    has_p, has_n = torch.tensor(MASKS[with_p]).bool(), torch.tensor(MASKS[with_n]).bool()
+    gradients = []
+    for loss_of in (contrastive_loss, slow_loss):
+        embeds = [values.requires_grad_() for values in random_embeds(6, seed=len(with_p + with_n))]
+        scale = torch.tensor(7.3, dtype=torch.float64, requires_grad=True)
+        if loss_of is slow_loss:
+            loss = slow_loss(*embeds, scale, has_p, has_n, hard_negatives, alignment)
+        else:
+            loss = contrastive_loss(
+                *embeds,
+                scale,
+                has_hard_positive=has_p,
+                has_hard_negative=has_n,
+                hard_negatives=hard_negatives,
+                alignment=alignment,
+            )
+        found = torch.autograd.grad(loss, [*embeds, scale], materialize_grads=True)
+        gradients.append([loss.detach(), *found])
+    for fast, slow in zip(*gradients, strict=True):
+        torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
+
+
+def test_with_hard_negatives_alone_it_is_negclips_published_formula():
+    images, captions, positives, negatives = random_embeds(16, seed=1)
+    none, every = torch.zeros(16, dtype=torch.bool), torch.ones(16, dtype=torch.bool)
+    loss = contrastive_loss(
+        images,
+        captions,
+        positives,
+        negatives,
+        20.0,
+        has_hard_positive=none,
+        has_hard_negative=every,
+    )
+    # github.com/vinid/neg_clip: text_features holds the captions, then the hard captions.
+    text_features, labels = torch.cat([captions, negatives]), torch.arange(16)
+    logits_per_image = 20.0 * images @ text_features.T
+    logits_per_text = 20.0 * text_features @ images.T
+    published = (
+        cross_entropy(logits_per_image, labels)
+        + cross_entropy(logits_per_text[: len(logits_per_image)], labels)
+    ) / 2
+    torch.testing.assert_close(loss, published, rtol=1e-12, atol=0)
+
+
+def test_without_edits_it_is_the_loss_of_clip_itself(tiny_clip, training_rows):
+    batch = batch_of(tiny_clip, training_rows, replace(SMALL, **no_edits()), range(8))
+    model = CLIPModel.from_pretrained(tiny_clip, dtype=torch.float64).eval()
+    pixels = batch["pixel_values"].double()
+    outputs = model(pixel_values=pixels, input_ids=batch["input_ids"], return_loss=True)
+    none = torch.zeros(8, dtype=torch.bool)
+    loss = contrastive_loss(
+        outputs.image_embeds,
+        *[outputs.text_embeds] * 3,
+        model.logit_scale.exp(),
+        has_hard_positive=none,
+        has_hard_negative=none,
+    )
+    torch.testing.assert_close(loss, outputs.loss, rtol=1e-10, atol=0)
+
+
+def test_what_stands_in_the_place_of_a_missing_text_does_not_matter():
+    images, captions, positives, negatives = random_embeds(6, seed=2)
+    has = {
+        "has_hard_positive": torch.tensor([True, False] * 3),
+        "has_hard_negative": torch.tensor([False, True] * 3),
+    }
+    loss = contrastive_loss(images, captions, positives, negatives, 9.0, alignment=0.5, **has)
+    positives[1], negatives[4] = images[1], -captions[2]
+    same = contrastive_loss(images, captions, positives, negatives, 9.0, alignment=0.5, **has)
+    assert loss == same
+
+
+def test_a_caption_and_its_hard_positive_do_not_push_each_other_away():
+    images, captions, positives, negatives = random_embeds(2, seed=3)
+    positives = positives.requires_grad_()
+    has = {"has_hard_positive": torch.tensor([True, False])}
+    has["has_hard_negative"] = torch.tensor([False, False])
+    loss = contrastive_loss(images, captions, positives, negatives, 5.0, **has)
+    gradient = torch.autograd.grad(loss, positives)[0]
+    # Nearer to its own image is always better, whatever the caption's place.
+    assert gradient[0] @ (images[0] - images[1]) < 0
+    assert gradient[1].abs().max() == 0
+
+
+# --- the data -------------------------------------------------------------------------------------
+
+
+def no_edits() -> dict[str, float]:
+    return {"hard_positive_share": 0.0, "hard_negative_share": 0.0}
+
+
+def batch_of(model, rows, recipe, places) -> dict[str, torch.Tensor]:
+    checked = load_training_rows(rows)
+    data = TrainingRows(checked, *choose_texts(checked, recipe, seed=0))
+    processor = AutoProcessor.from_pretrained(model, backend="pil")
+    return Collator(processor)([data[place] for place in places])
+
+
+def test_a_batch_is_as_long_as_its_longest_caption_and_its_texts_stand_in_order(
+    tiny_clip, training_rows
+):
+    places = [3, 4, 6]  # without positive, without negative, without positive
+    batch = batch_of(tiny_clip, training_rows, SMALL, places)
+    records = [training_rows[place] for place in places]
+    texts = [r["caption"] for r in records] + [records[1]["hard_positive"]]
+    texts += [records[0]["hard_negative"], records[2]["hard_negative"]]
+    tokenizer = AutoProcessor.from_pretrained(tiny_clip, backend="pil").tokenizer
+    expected = tokenizer(texts)["input_ids"]
+    assert batch["input_ids"].shape == (6, max(map(len, expected)))
+    for ids, row in zip(expected, batch["input_ids"].tolist(), strict=True):
+        assert row[: len(ids)] == ids
+    assert batch["has_hard_positive"].tolist() == [False, True, False]
+    assert batch["has_hard_negative"].tolist() == [True, False, True]
+
+
+def test_trimming_changes_no_vector(tiny_clip, training_rows):
+    ids = batch_of(tiny_clip, training_rows, replace(SMALL, **no_edits()), range(8))["input_ids"]
+    tokenizer = AutoProcessor.from_pretrained(tiny_clip, backend="pil").tokenizer
+    captions = training_rows[:8]["caption"]
+    full = tokenizer(captions, padding="max_length", max_length=77, return_tensors="pt")
+    assert ids.shape[1] < full["input_ids"].shape[1]
+    model = CLIPModel.from_pretrained(tiny_clip, dtype=torch.float64).eval()
+    with torch.inference_mode():
+        trimmed = model.get_text_features(input_ids=ids).pooler_output
+        padded = model.get_text_features(**full).pooler_output
+    torch.testing.assert_close(trimmed, padded, rtol=1e-9, atol=1e-9)
+
+
+def test_shares_are_exact_parts_of_one_another_and_follow_the_seed(training_rows):
+    rows = load_training_rows(training_rows)
+    used = {}
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        recipe = replace(SMALL, hard_negative_share=share, hard_positive_share=share)
+        used[share] = choose_texts(rows, recipe, seed=0)
+        again = choose_texts(rows, recipe, seed=0)
+        np.testing.assert_array_equal(used[share], again)
+    for which, there in enumerate((26, 27)):
+        sets = [set(np.flatnonzero(both[which])) for both in used.values()]
+        assert [len(chosen) for chosen in sets] == [round(share * there) for share in used]
+        assert all(small <= large for small, large in itertools.pairwise(sets))
+    half = replace(SMALL, hard_negative_share=0.5, hard_positive_share=0.5)
+    for one, other in zip(used[0.5], choose_texts(rows, half, seed=1), strict=True):
+        assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(("kind", "is_swap"), [("swap", True), ("replace", False)])
+def test_hard_positives_of_one_kind_alone_leave_the_hard_negatives_be(training_rows, kind, is_swap):
+    rows = load_training_rows(training_rows)
+    positives, negatives = choose_texts(rows, replace(SMALL, hard_positive_kind=kind), seed=0)
+    expected = [
+        text is not None and (category == "swap") == is_swap
+        for text, category in zip(rows["hard_positive"], rows["category"], strict=True)
+    ]
+    assert positives.tolist() == expected
+    assert negatives.sum() == 27
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"caption": ""}, ValueError, "Expected caption to be text, or null, got '' in 1 rows"),
+        ({"hard_positive": " "}, ValueError, "Expected hard_positive to be text"),
+        ({"caption": None}, TypeError, "Expected every row to have a caption, got none in 1 rows"),
+        ({"hard_negative": "white cat 0"}, ValueError, "hard negatives to differ .* first 0"),
+        ({"caption": "word " * 40}, ValueError, "caption to be at most 77 tokens long"),
+    ],
+)
+def test_rows_that_cannot_be_trained_on_are_named(
+    training_rows, tiny_clip, tmp_path, change, error, match
+):
+    records = training_rows.to_list()
+    records[0].update(change)
+    rows = Dataset.from_list(records, features=training_rows.features)
+    with pytest.raises(error, match=match):
+        finetune(tiny_clip, rows, tmp_path / "out", recipe=SMALL)
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_data_and_settings_are_found_before_a_model_is_looked_for(training_rows, tmp_path):
+    def run(rows=training_rows, recipe=SMALL, **options):
+        finetune("no/such-model", rows, tmp_path / "out", recipe=recipe, **options)
+
+    with pytest.raises(ValueError, match=r"columns .* Rename or add \['hard_negative'\]"):
+        run(training_rows.remove_columns("hard_negative"))
+    numbers = training_rows.remove_columns("caption").add_column("caption", list(range(40)))
+    with pytest.raises(TypeError, match="'caption' to hold strings, got Value"):
+        run(numbers)
+    with pytest.raises(ValueError, match="at least 64 rows, one batch, got 40"):
+        run(recipe=replace(SMALL, batch_size=64))
+    with pytest.raises(ValueError, match="column 'category' for hard_positive_kind"):
+        run(training_rows.remove_columns("category"), replace(SMALL, hard_positive_kind="swap"))
+    with pytest.raises(ValueError, match="one split, got"):
+        run({"train": training_rows, "test": training_rows})
+    with pytest.raises(ValueError, match="dtype to be one of"):
+        run(dtype="float8")
+    with pytest.raises(ValueError, match="checkpoint_steps to be at least 1"):
+        run(checkpoint_steps=0)
+    with pytest.raises(OSError):
+        run()
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"hard_negative_share": 1.01}, "hard_negative_share to be between 0 and 1, got 1.01"),
+        ({"hard_positive_share": -0.1}, "hard_positive_share to be between 0 and 1"),
+        ({"hard_positive_share": math.nan}, "hard_positive_share to be between 0 and 1"),
+        ({"hard_negatives": "all"}, r"hard_negatives to be one of \['batch', 'own'\], got 'all'"),
+        ({"hard_positive_kind": "move"}, "hard_positive_kind to be one of"),
+        ({"alignment": -1.0}, "alignment to be at least 0"),
+        ({"learning_rate": 0.0}, "learning_rate to be above 0"),
+        ({"epochs": math.inf}, "epochs to be above 0"),
+        ({"batch_size": 1}, "batch_size to be at least 2"),
+    ],
+)
+def test_a_recipe_refuses_what_is_out_of_range(change, match):
+    with pytest.raises(ValueError, match=match):
+        Recipe(**change)
+
+
+def test_published_recipes_name_their_source_and_what_they_lack():
+    assert all(
+        recipe.source and recipe.differs for name, recipe in RECIPES.items() if name != "both"
+    )
+
+
+# --- the training ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_clip, training_folder, held_out, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("tuned") / "model"
+    return finetune(
+        tiny_clip, training_folder, output, recipe=SMALL, held_out=held_out, checkpoint_steps=6
+    )
+
+
+def test_the_result_is_a_clip_that_learnt_and_scores_as_was_recorded(tuned, held_out):
+    assert CLIPModel.from_pretrained(tuned).num_parameters() > 0
+    record = json.loads((tuned / "finetuning.json").read_text())
+    losses = [entry["loss"] for entry in record["history"] if "loss" in entry]
+    assert losses[-1] < losses[0] - 0.1
+    scored_at = [e["step"] for e in record["history"] if "eval_rows_brittleness" in e]
+    assert scored_at[:3] == [6, 12, 18]
+    metrics = evaluate(tuned, held_out, cache=False).metrics["as_published"]["rows"]
+    macro = metrics["macro"]
+    assert macro["original_accuracy"] != metrics["original_accuracy"]
+    for name in ("original_accuracy", "augmented_accuracy", "brittleness"):
+        assert record["after"][f"eval_rows_{name}"] == pytest.approx(macro[name], abs=1e-9)
+    assert not (tuned / "checkpoints").exists()
+
+
+def test_the_card_states_data_shares_loss_and_figures(tuned, training_folder):
+    card = (tuned / "README.md").read_text()
+    record = json.loads((tuned / "finetuning.json").read_text())
+    for stated in (
+        f"`{training_folder.name}`: 40 images",
+        "| hard positives | 26 | 1 |",
+        "| hard negatives | 27 | 1 |",
+        "all hard negatives of its batch",
+        "4 epochs in batches of 8",
+        f"| rows_original_accuracy | {record['before']['eval_rows_original_accuracy']:.1%} |",
+        record["settings"]["data"]["captions_sha256"],
+    ):
+        assert stated in card
+    assert "base_model" not in card  # a folder is no id on the Hub
+    assert str(training_folder.parent) not in card
+
+
+def test_a_finished_folder_and_one_of_other_settings_are_refused(
+    tuned, tiny_clip, training_folder, tmp_path
+):
+    with pytest.raises(FileExistsError, match="got a finished model"):
+        finetune(tiny_clip, training_folder, tuned, recipe=SMALL)
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(FileExistsError, match="got something there"):
+        finetune(tiny_clip, training_folder, tmp_path, recipe=SMALL)
+    record = json.loads((tuned / "finetuning.json").read_text())
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "finetuning.json").write_text(json.dumps(record))
+    with pytest.raises(FileExistsError, match="same settings, got another"):
+        finetune(tiny_clip, training_folder, begun, recipe=replace(SMALL, alignment=0.5))
+
+
+def test_a_run_that_diverges_ends_with_a_sentence(tiny_clip, training_folder, tmp_path):
+    recipe = replace(SMALL, learning_rate=1e30, warmup_steps=0)
+    with pytest.raises(ValueError, match=r"loss to be finite, got .* Lower the learning rate"):
+        finetune(tiny_clip, training_folder, tmp_path / "out", recipe=recipe)
+
+
+def test_the_scale_stays_where_clips_training_kept_it(tiny_clip, training_folder, tmp_path):
+    model = CLIPModel.from_pretrained(tiny_clip)
+    model.logit_scale.data.fill_(9.0)
+    model.save_pretrained(tmp_path / "steep")
+    AutoProcessor.from_pretrained(tiny_clip, backend="pil").save_pretrained(tmp_path / "steep")
+    recipe = replace(SMALL, epochs=1)
+    output = finetune(tmp_path / "steep", training_folder, tmp_path / "out", recipe=recipe)
+    scale = load_file(output / "model.safetensors")["logit_scale"].exp().item()
+    assert scale <= 100.01
+
+
+def trainer_of(model: Path, recipe: Recipe, folder: Path, **options) -> ContrastiveTrainer:
+    return ContrastiveTrainer(
+        recipe=recipe,
+        processor=AutoProcessor.from_pretrained(model, backend="pil"),
+        model=CLIPModel.from_pretrained(model, dtype=torch.float64),
+        args=TrainingArguments(str(folder), use_cpu=True, report_to="none", **options),
+    )
+
+
+def test_every_text_of_a_batch_is_compared_as_its_own_rows(tiny_clip, training_rows, tmp_path):
+    recipe = replace(SMALL, hard_negatives="own", alignment=0.5)
+    trainer = trainer_of(tiny_clip, recipe, tmp_path)
+    batch = batch_of(tiny_clip, training_rows, recipe, range(8))
+    loss = trainer.compute_loss(
+        trainer.model.eval(), {**batch, "pixel_values": batch["pixel_values"].double()}
+    )
+    columns = {}
+    for name in ("caption", "hard_positive", "hard_negative"):
+        texts = [text or "nothing" for text in training_rows[:8][name]]
+        tokens = [trainer.processor.tokenizer(text, return_tensors="pt") for text in texts]
+        vectors = [trainer.model.get_text_features(**ids).pooler_output for ids in tokens]
+        columns[name] = normalize(torch.cat(vectors), dim=-1)
+    pixels = trainer.model.get_image_features(batch["pixel_values"].double()).pooler_output
+    expected = contrastive_loss(
+        normalize(pixels, dim=-1),
+        *columns.values(),
+        trainer.model.logit_scale.exp(),
+        has_hard_positive=batch["has_hard_positive"],
+        has_hard_negative=batch["has_hard_negative"],
+        hard_negatives="own",
+        alignment=0.5,
+    )
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
+
+
+def test_gains_biases_and_the_scale_do_not_decay(tiny_clip, tmp_path):
+    trainer = trainer_of(tiny_clip, SMALL, tmp_path, weight_decay=0.3)
+    decaying, others = trainer.create_optimizer().param_groups
+    assert (decaying["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+    assert {values.ndim for values in decaying["params"]} == {2, 4}
+    assert {values.ndim for values in others["params"]} == {0, 1}
+
+
+def test_mixed_precision_trains_float32_weights(tiny_clip, training_folder, tmp_path):
+    recipe = replace(SMALL, epochs=1)
+    output = finetune(tiny_clip, training_folder, tmp_path / "out", recipe=recipe, dtype="bfloat16")
+    weights = load_file(output / "model.safetensors")
+    assert {values.dtype for values in weights.values()} == {torch.float32}
+
+
+def command(model: Path, data: Path, output: Path, *options: str) -> list[str]:
+    return [
+        *("-m", "hard_positives", "finetune", str(model), "--data", str(data)),
+        *("--output", str(output), "--batch-size", "8", "--learning-rate", "1e-3"),
+        *("--epochs", "4", "--warmup-steps", "2", "--quiet", *options),
+    ]
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_with_the_bytes_of_one_that_was_not(
+    tiny_clip, training_folder, tmp_path
+):
+    run = [sys.executable, *command(tiny_clip, training_folder, tmp_path / "killed")]
+    run += ["--checkpoint-steps", "6"]
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    for step in (6, 18):
+        process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (checkpoints / f"checkpoint-{step}").exists():
+            os.sched_yield()
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert not (tmp_path / "killed" / "README.md").exists()
+    # As a kill in the middle of writing leaves it: no mark, and no optimizer.
+    broken = checkpoints / "checkpoint-19"
+    broken.mkdir()
+    (broken / "model.safetensors").write_bytes(b"half")
+    done = subprocess.run(run, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    whole = [sys.executable, *command(tiny_clip, training_folder, tmp_path / "whole")]
+    subprocess.run([*whole, "--checkpoint-steps", "6"], check=True, capture_output=True)
+    for name in ("model.safetensors", "README.md"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    histories = [
+        json.loads((tmp_path / name / "finetuning.json").read_text())["history"]
+        for name in ("killed", "whole")
+    ]
+    losses = [[e["loss"] for e in history if "loss" in e] for history in histories]
+    assert losses[0] == losses[1]
+
+
+# Writes the loss and the gradients of one step in float64, alone or with others.
+ONE_STEP = """
+import sys, torch
+from safetensors.torch import save_file
+from transformers import AutoProcessor, CLIPModel, TrainingArguments
+from hard_positives import Recipe
+from hard_positives.finetuning import ContrastiveTrainer
+from hard_positives.training_rows import Collator, TrainingRows, choose_texts, load_training_rows
+model_dir, data, output = sys.argv[1:]
+rows = load_training_rows(data)
+processor = AutoProcessor.from_pretrained(model_dir, backend="pil")
+args = TrainingArguments(output, use_cpu=True, report_to="none", remove_unused_columns=False)
+trainer = ContrastiveTrainer(
+    recipe=Recipe(), processor=processor, args=args,
+    model=CLIPModel.from_pretrained(model_dir, dtype=torch.float64),
+)
+model = trainer.accelerator.prepare(trainer.model)
+data = TrainingRows(rows, *choose_texts(rows, Recipe(), 0))
+size = 8 // args.world_size
+mine = range(size * args.process_index, size * (args.process_index + 1))
+batch = Collator(processor)([data[place] for place in mine])
+batch["pixel_values"] = batch["pixel_values"].double()
+found = {}
+for hard_negatives in ("batch", "own"):
+    trainer.recipe = Recipe(hard_negatives=hard_negatives, alignment=0.5)
+    model.zero_grad()
+    loss = trainer.compute_loss(model, batch)
+    trainer.accelerator.backward(loss)
+    found[f"{hard_negatives} loss"] = loss.detach()
+    for name, values in trainer.accelerator.unwrap_model(model).named_parameters():
+        found[f"{hard_negatives} {name}"] = values.grad.clone()
+if trainer.is_world_process_zero():
+    save_file(found, f"{output}.safetensors")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_loss_and_the_gradients_of_one(tiny_clip, training_folder, tmp_path):
+    script = tmp_path / "step.py"
+    script.write_text(ONE_STEP)
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    for name, how in (("one", []), ("two", torchrun)):
+        done = subprocess.run(
+            [sys.executable, *how, script, tiny_clip, training_folder, tmp_path / name],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert max(values.abs().max() for values in one.values()) > 1e-3
+    for name, values in one.items():
+        torch.testing.assert_close(two[name], values, rtol=1e-8, atol=1e-12, msg=name)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_ends_where_one_of_one_ends(tiny_clip, training_folder, tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    for name, how in (("two", launch), ("one", [sys.executable])):
+        arguments = command(tiny_clip, training_folder, tmp_path / name)
+        done = subprocess.run([*how, *arguments], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+    records = [
+        json.loads((tmp_path / name / "finetuning.json").read_text()) for name in ("one", "two")
+    ]
+    assert records[0]["settings"] == records[1]["settings"]
+    losses = [[e["loss"] for e in record["history"] if "loss" in e] for record in records]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_the_command_says_what_is_wrong_in_a_sentence(training_folder, tmp_path):
+    arguments = ["finetune", "no/such", "--data", str(training_folder)]
+    arguments += ["--output", str(tmp_path / "out")]
+    wrong = CliRunner().invoke(app, [*arguments, "--hard-negative-share", "2"])
+    assert wrong.exit_code == 1
+    assert "Expected hard_negative_share to be between 0 and 1, got 2.0." in wrong.stderr
+    unknown = CliRunner().invoke(app, [*arguments, "--recipe", "none"])
+    assert unknown.exit_code == 1
+    assert "Expected recipe to be one of ['both', 'negclip'" in unknown.stderr
+
+
+def test_rows_from_the_rendered_world_can_be_trained_on(tmp_path):
+    from hard_positives_dataset.shapes import generate_rows
+
+    records = list(generate_rows("train", 12))
+    rows = load_training_rows(Dataset.from_list(records).cast_column("image", Image()))
+    positives, negatives = choose_texts(rows, SMALL, seed=0)
+    assert positives.all()
+    assert negatives.all()
+    Dataset.from_list(records).to_parquet(tmp_path / "train.parquet")
+    assert len(load_dataset(str(tmp_path), split="train")) == 12
