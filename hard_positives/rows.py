@@ -118,16 +118,15 @@ def read_image_file(cell: dict[str, Any] | None, row: int) -> bytes:
     raise ValueError(f"Expected row {row} to have an image, got none. Remove or repair the row.")
 
 
-def open_image(rows: RowIndex, place: int) -> PILImage.Image:
-    """Decode a distinct image to RGB.
+def decode_image(cell: dict[str, Any] | None, row: int) -> PILImage.Image:
+    """Decode an undecoded cell of an image column to RGB.
 
     Not by datasets' own decoding, which rotates by EXIF: the published loader does not.
 
     Raises:
-        ValueError: The bytes are no whole image.
+        ValueError: There is no image, or the bytes are no whole one.
     """
-    row = rows.first_rows[place]
-    file = read_image_file(rows.images[row]["image"], row)
+    file = read_image_file(cell, row)
     try:
         return PILImage.open(io.BytesIO(file)).convert("RGB")
     except (OSError, SyntaxError) as error:
@@ -135,6 +134,12 @@ def open_image(rows: RowIndex, place: int) -> PILImage.Image:
             f"Expected row {row} to hold a readable image, got {len(file)} bytes that are not one "
             f"({error}). Repair or remove the row."
         ) from error
+
+
+def open_image(rows: RowIndex, place: int) -> PILImage.Image:
+    """Decode a distinct image; see :func:`decode_image`."""
+    row = rows.first_rows[place]
+    return decode_image(rows.images[row]["image"], row)
 
 
 class PreparedImages(torch.utils.data.Dataset):

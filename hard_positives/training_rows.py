@@ -5,7 +5,6 @@
 No model here, only its processor.
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, Image
-from PIL import Image as PILImage
 from transformers import ProcessorMixin
 
 from hard_positives.evaluation import load_splits
 from hard_positives.recipes import Recipe
-from hard_positives.rows import CAPTION_COLUMNS, check_columns, read_image_file
+from hard_positives.rows import CAPTION_COLUMNS, check_columns, decode_image
 from hard_positives.scoring import NAMED
 
 
@@ -152,23 +150,11 @@ class TrainingRows(torch.utils.data.Dataset):
     def __getitem__(self, place: int) -> dict[str, Any]:
         row = self.rows[place]
         return {
-            "image": _opened(row["image"], place),
+            "image": decode_image(row["image"], place),
             "caption": row["caption"],
             "hard_positive": row["hard_positive"] if self.use_hard_positive[place] else None,
             "hard_negative": row["hard_negative"] if self.use_hard_negative[place] else None,
         }
-
-
-def _opened(cell: dict[str, Any], place: int) -> PILImage.Image:
-    # Without EXIF rotation, as images are scored.
-    file = read_image_file(cell, place)
-    try:
-        return PILImage.open(io.BytesIO(file)).convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise ValueError(
-            f"Expected row {place} to hold a readable image, got {len(file)} bytes that are not "
-            f"one ({error}). Repair or remove the row."
-        ) from error
 
 
 @dataclass(frozen=True)
