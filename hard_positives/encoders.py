@@ -9,6 +9,7 @@
 All have ``score(rows, options) -> logits``; ``scoring.load_model`` chooses among them.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -16,7 +17,9 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any, Protocol
 
@@ -87,6 +90,10 @@ class DualEncoder:
 
     def describe(self) -> dict[str, Any]:
         """Return model, processor, dtype and device."""
+        return copy.deepcopy(self._description)
+
+    @cached_property
+    def _description(self) -> dict[str, Any]:  # hashing the weights is worth doing once
         return _describe(self.model, self.processor)
 
     def score(self, rows: RowIndex, options: Options) -> np.ndarray:
@@ -169,14 +176,12 @@ class _EncodingRun:
     encoder: DualEncoder
     rows: RowIndex
     options: Options
-    cache: EmbeddingCache = field(init=False)
+    cache: EmbeddingCache | None = field(init=False)
     known: dict[str, np.ndarray] = field(init=False)
 
     def __post_init__(self):
-        described = self.encoder.describe()
-        name = f"{described['model']['id']} ({described['dtype']}, {described['device']})"
-        self.cache = EmbeddingCache(cache_root() / _cache_key(described), name)
-        self.known = self.cache.load() if self.options.cache else {}
+        self.cache = _open_cache(self.encoder.describe()) if self.options.cache else None
+        self.known = self.cache.load() if self.cache else {}
         # Captions of like length stand together, and no order depends on that of the rows: so
         # chunks are the same for any order, and in a run that goes on where another was killed.
         captions, digests = self.rows.captions, self.rows.image_digests
@@ -222,10 +227,10 @@ class _EncodingRun:
         with tqdm(total=total, desc=name, unit=f" {name}", disable=hidden) as bar:
             for chunk, embeds in zip(chunks, encode(bar), strict=True):
                 keys = [digests[place] for place in chunk]
-                if self.options.cache:
+                if self.cache:
                     self.cache.add(keys, embeds)
                 fresh.update(zip(keys, embeds, strict=True))
-        if fresh and self.options.cache and state.is_main_process:
+        if fresh and self.cache and state.is_main_process:
             trim_cache()
         for part in gather_object([fresh]) if state.num_processes > 1 else [fresh]:
             self.known.update(part)
@@ -281,11 +286,11 @@ class _EncodingRun:
             return 64  # decoding is the wall there; small batches keep all workers busy
         if sum(map(len, self.images)) < MEASURED_FROM:
             return 32
-        plan = self.cache.folder / "batch_size.txt"
-        if self.options.cache and plan.is_file():
+        plan = self.cache and self.cache.folder / "batch_size.txt"
+        if plan and plan.is_file():
             return int(plan.read_text())
         size = self._fastest_batch_size((16, 32, 64))
-        if self.options.cache:
+        if plan:
             plan.parent.mkdir(parents=True, exist_ok=True)
             plan.write_text(str(size))
         return size
@@ -440,11 +445,16 @@ def _describe(model: PreTrainedModel, processor: ProcessorMixin) -> dict[str, An
 
 
 def _weights_hash(model: PreTrainedModel) -> str:
-    digest = hashlib.sha256()
-    for name, values in sorted(model.state_dict().items()):
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    # Tensor by tensor, so that all cores can hash (hashlib lets go of the GIL).
+    with ThreadPoolExecutor() as pool:
+        names, tensors = zip(*sorted(model.state_dict().items()), strict=True)
+        return hashlib.sha256(b"".join(pool.map(_tensor_hash, names, tensors))).hexdigest()
+
+
+def _tensor_hash(name: str, values: torch.Tensor) -> bytes:
+    digest = hashlib.sha256(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+    digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.digest()
 
 
 def _processor_hash(processor: ProcessorMixin) -> str:
@@ -453,6 +463,11 @@ def _processor_hash(processor: ProcessorMixin) -> str:
     digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
     digest.update(f"{type(tokenizer).__name__} {tokenizer.special_tokens_map}".encode())
     return digest.hexdigest()
+
+
+def _open_cache(described: dict[str, Any]) -> EmbeddingCache:
+    name = f"{described['model']['id']} ({described['dtype']}, {described['device']})"
+    return EmbeddingCache(cache_root() / _cache_key(described), name)
 
 
 def _cache_key(described: dict[str, Any]) -> str:
@@ -466,7 +481,7 @@ def _cache_key(described: dict[str, Any]) -> str:
 def _chosen_workers(num_workers: int | None, num_images: int, device: str) -> int:
     if num_workers is not None:
         return num_workers
-    if num_images < 1000:  # starting processes takes longer than decoding
+    if num_images < 200:  # starting processes takes longer than decoding
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return 1 if device == "cpu" else min(16, cores)

@@ -1,0 +1,116 @@
+"""Kill a scoring run again and again, and count what that cost.
+
+    python benchmarks/kills.py --model shapes_clip --dataset REPLACE --kills 50
+
+`hard-positives evaluate` runs in a process of its own that is killed with SIGKILL at a random time,
+`--kills` times over, and then runs to its end. Printed are the chunks that stood after each kill,
+how many images and captions were encoded in all beyond the distinct ones, in chunks a kill, and
+whether the result has the bytes of a run that nobody killed. Exits with 1 where it has not.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+# What is encoded is written down as it happens, by the process that is killed.
+PROGRAM = """
+import os
+from hard_positives import encoders
+from hard_positives.cli import app
+
+def counted(method):
+    def embed(self, batch):
+        embeds = method(self, batch)
+        with open(os.environ["ENCODED"], "a") as file:
+            file.write(f"{method.__name__} {len(embeds)}\\n")
+        return embeds
+    return embed
+
+for name in ("embed_images", "embed_captions"):
+    setattr(encoders.DualEncoder, name, counted(getattr(encoders.DualEncoder, name)))
+app()
+"""
+
+
+def start(options: argparse.Namespace, folder: Path) -> subprocess.Popen:
+    command = ["evaluate", options.model, "--dataset", options.dataset, "--quiet"]
+    command += ["--output", str(folder / "result"), "--batch-size", "32"]
+    environment = {
+        **os.environ,
+        "HARD_POSITIVES_CACHE": str(folder / "cache"),
+        "ENCODED": str(folder / "encoded.txt"),
+    }
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, *command], env=environment)
+
+
+def encoded(folder: Path) -> dict[str, int]:
+    totals = {"embed_images": 0, "embed_captions": 0}
+    for line in (folder / "encoded.txt").read_text().splitlines():
+        name, count = line.split()
+        totals[name] += int(count)
+    return totals
+
+
+def chunks(folder: Path) -> int:
+    return len(list((folder / "cache").glob("*/*.safetensors")))
+
+
+def result_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "result").iterdir()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="shapes_clip")
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--kills", type=int, default=50)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        whole, killed = Path(scratch) / "whole", Path(scratch) / "killed"
+        whole.mkdir(), killed.mkdir()
+        began = time.monotonic()
+        process = start(options, whole)
+        while process.poll() is None and not (whole / "encoded.txt").exists():
+            time.sleep(0.05)
+        start_up = time.monotonic() - began
+        if process.wait():
+            sys.exit("The run that nobody killed failed.")
+        work = time.monotonic() - began - start_up
+        print(
+            f"not killed: {start_up:.1f} s to start, {work:.1f} s of work, {chunks(whole)} chunks"
+        )
+
+        # So short that the work is not done before the last kill.
+        times, standing = random.Random(0), []
+        for _ in range(options.kills):
+            process = start(options, killed)
+            try:
+                process.wait(times.uniform(0, start_up + 4 * work / options.kills))
+                break
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+            standing.append(chunks(killed))
+        done = len(standing)
+        print(f"{done} kills; chunks that stood after each: {standing}")
+        if not (killed / "result").exists() and start(options, killed).wait():
+            sys.exit("The last run failed.")
+        from hard_positives.encoders import CAPTIONS_A_CHUNK, IMAGES_A_CHUNK
+
+        sizes = {"embed_images": IMAGES_A_CHUNK, "embed_captions": CAPTIONS_A_CHUNK}
+        for name, size in sizes.items():
+            again = encoded(killed)[name] - encoded(whole)[name]
+            print(f"{name}: {again} encoded again, {again / size / done:.2f} chunks a kill")
+        same = result_bytes(killed) == result_bytes(whole)
+        print("The result has the same bytes." if same else "The result has OTHER bytes.")
+        sys.exit(not same)
+
+
+if __name__ == "__main__":
+    main()
