@@ -40,21 +40,22 @@ RELATIONS = {
     "above": ("on top of", "over"),
     "under": ("beneath", "below"),
     "in": ("within", "inside"),
-    "near": ("next to", "by"),
-    "far from": ("distant from", "away from"),
     "touching": ("against", "meeting"),
-    "behind": ("to the rear of", "in back of"),
-    "in front of": ("before", "ahead of"),
+    "far from": ("distant from", "away from"),
 }
+# Relations that exclude each other. A false one is drawn from these, and all are told of equally
+# often: so nobody guesses from the words alone which of two captions is false.
+EXCLUSIVE = (("left of", "right of", "above", "under"), ("in", "touching", "far from"))
 SYNONYMS = {
     word: synonyms
     for table in (*ATTRIBUTES.values(), RELATIONS)
     for word, synonyms in table.items()
 }
 
-IMAGE_SIZE = 64
-CAPTION_SYNONYM_RATE = 0.12  # of the words of training captions that have synonyms
-READING_ORDER_RATE = 0.9  # of "A and B" captions name first the object that is further left
+CELL = 24  # pixels; things stand near the middle of a cell, so that a tiny model can learn of them
+IMAGE_SIZE = 3 * CELL
+CAPTION_SYNONYM_RATE = 0.06  # of the words of training captions that have synonyms
+READING_ORDER_RATE = 0.97  # of "A and B" captions name first the object that is further left
 SPLIT_CATEGORIES = {
     "replace": ("attribute", "relation"),
     "swap": ("swap",),
@@ -63,7 +64,9 @@ SPLIT_CATEGORIES = {
 ROWS_PER_CATEGORY = 2  # of each scene
 SPLIT_SIZES = {"replace": 2000, "swap": 1000}
 THING_COUNTS = (2, 2, 2, 3)
-FAMILY_SIZE = 4  # scenes in a row that have the same shapes, colours and sizes, dealt out anew
+# Training scenes in a row that have the same shapes, colours and sizes, as photographs of an album
+# do: in even families the same objects in other places, in odd ones dealt out anew.
+FAMILY_SIZE = 8
 
 _RGB = {
     "red": (214, 38, 42),
@@ -109,8 +112,19 @@ _INNER = {
     name: min(map(_distance_to_segment, points, points[1:] + points[:1]))
     for name, points in SHAPES.items()
 }
-_LAYOUTS = {"beside": 12, "in": 40, "overlap": 1}  # how often tried; "beside" and "in" seldom fit
-_RADII = {"large": (10.0, 12.5), "small": (5.6, 7.0)}  # in pixels
+_FAR = 12.0  # pixels between two things, from which they are far from each other
+_JITTER = 2.5  # pixels from the middle of the cell, on both axes
+_STEPS = {
+    "left of": ((1, 0), (2, 0)),
+    "right of": ((-1, 0), (-2, 0)),
+    "above": ((0, 1), (0, 2)),
+    "under": ((0, -1), (0, -2)),
+    "far from": tuple(
+        step for step in itertools.product(range(-2, 3), repeat=2) if 2 in map(abs, step)
+    ),
+}
+_TRIES = 400  # of a family's traits, before a scene that they do not fit takes the next ones
+_RADII = {"large": (9.0, 10.5), "small": (4.8, 5.6)}  # in pixels
 
 
 @dataclass(frozen=True)
@@ -169,19 +183,23 @@ def make_scene(split: str, index: int, *, seed: int = 0) -> Scene:
 def _compose(split: str, index: int, seed: int) -> tuple[Scene, dict[str, list[_Triple]]]:
     """A scene that gives enough captions of every category of its split, and those captions."""
     rng = random.Random(f"shapes/{seed}/{split}/{index}")
-    family = random.Random(f"shapes/{seed}/{split}/family {index // FAMILY_SIZE}")
+    number = index // FAMILY_SIZE if split == "train" else index
+    family = random.Random(f"shapes/{seed}/{split}/family {number}")
+    relation = rng.choice(list(RELATIONS))
     for attempt in itertools.count():
-        if attempt % 40 == 0:  # some traits seldom fit; the family turns to the next ones together
+        if attempt % _TRIES == 0:
             traits = _draw_traits(family)
-        scene = _draw_scene(rng, traits)
+            objects = _deal(family, traits)
+        if number % 2:
+            objects = _deal(rng, traits)
+        scene = _draw_scene(rng, objects, relation)
         if scene is None:
             continue
-        triples = {
-            category: list(
-                itertools.islice(_write(scene, category, rng, split == "train"), ROWS_PER_CATEGORY)
-            )
-            for category in SPLIT_CATEGORIES[split]
-        }
+        triples = {}
+        for category in SPLIT_CATEGORIES[split]:
+            drafts = _DRAFTS[category](scene, relation, rng)
+            written = _write(scene, category, drafts, rng, split == "train")
+            triples[category] = list(itertools.islice(written, ROWS_PER_CATEGORY))
         if all(len(written) == ROWS_PER_CATEGORY for written in triples.values()):
             return scene, triples
 
@@ -193,21 +211,22 @@ def _draw_traits(rng: random.Random) -> dict[str, list[str]]:
     traits = {
         kind: [rng.choice(list(table)) for _ in range(count)] for kind, table in tables.items()
     }
-    # Two shapes and two colours at least, or no caption could be told from its swap.
-    traits["shape"][:2] = _shuffled(rng, SHAPES)[:2]
-    traits["colour"][:2] = _shuffled(rng, COLOURS)[:2]
+    # Two of each at least, or no caption could be told from its swap.
+    for kind, table in tables.items():
+        traits[kind][:2] = _shuffled(rng, table)[:2]
     return traits
 
 
-def _draw_scene(rng: random.Random, traits: dict[str, list[str]]) -> Scene | None:
-    """Traits dealt out anew, and places; None where this draw does not fit."""
+def _deal(rng: random.Random, traits: dict[str, list[str]]) -> list[dict[str, str]]:
+    """The traits of each object."""
     hands = {kind: _shuffled(rng, values) for kind, values in traits.items()}
-    first, second, *others = (
-        _draw_thing(rng, {kind: values[i] for kind, values in hands.items()})
-        for i in range(len(hands["shape"]))
-    )
-    layout = rng.choices(list(_LAYOUTS), list(_LAYOUTS.values()))[0]
-    placed = _place_pair(rng, first, second, layout)
+    return [dict(zip(hands, values, strict=True)) for values in zip(*hands.values(), strict=True)]
+
+
+def _draw_scene(rng: random.Random, objects: list[dict[str, str]], relation: str) -> Scene | None:
+    """Places for these objects, two of them in this relation; None where the draw does not fit."""
+    first, second, *others = (_draw_thing(rng, traits) for traits in _shuffled(rng, objects))
+    placed = _place_pair(rng, first, second, relation)
     for thing in others:
         placed = placed and _place_apart(rng, placed, thing)
     if placed is None:
@@ -230,50 +249,50 @@ def _draw_thing(rng: random.Random, traits: dict[str, str]) -> Thing:
     )
 
 
-def _move(thing: Thing, x: float, y: float) -> Thing:
-    return Thing(**{**thing.__dict__, "x": x, "y": y})
-
-
-def _fits(thing: Thing) -> bool:
-    low, high = thing.outer + 0.5, IMAGE_SIZE - thing.outer - 0.5
-    return low <= thing.x <= high and low <= thing.y <= high
-
-
-def _place_pair(rng: random.Random, first: Thing, second: Thing, layout: str) -> list[Thing] | None:
+def _place_pair(
+    rng: random.Random, first: Thing, second: Thing, relation: str
+) -> list[Thing] | None:
     """Both with places, from back to front; None where this draw does not fit."""
-    if layout != "beside" and first.colour == second.colour:
+    cell = rng.randrange(3), rng.randrange(3)
+    first = _near_cell(rng, first, *cell)
+    if relation in _STEPS:  # of the second, seen from the first
+        step = rng.choice(_STEPS[relation])
+        second = _near_cell(rng, second, cell[0] + step[0], cell[1] + step[1])
+    elif first.colour == second.colour:
         return None  # one could not be told from the other
-    inner, outer = first.inner + second.inner, first.outer + second.outer
-    if layout == "in":
-        if first.inner < second.outer:
-            return None
-        distance = rng.uniform(0.0, first.inner - second.outer)
-    elif layout == "overlap":
-        distance = rng.uniform(0.9, 1.0) * inner
     else:
-        distance = outer + rng.choice((2.5, 10.0, 18.0, 26.0)) * rng.uniform(0.5, 1.5)
-    angle = rng.randrange(4) * math.pi / 2 + rng.uniform(-0.4, 0.4)
-    dx, dy = distance * math.cos(angle), distance * math.sin(angle)
-    x, y = (_place_both(rng, first.outer, second.outer, step) for step in (dx, dy))
-    if x is None or y is None:
-        return None
-    return [_move(first, x, y), _move(second, x + dx, y + dy)]
-
-
-def _place_both(rng: random.Random, first: float, second: float, step: float) -> float | None:
-    """On one axis, a place from which both stay in the picture, the second a step away."""
-    low = max(first, second - step) + 0.5
-    high = IMAGE_SIZE - 0.5 - max(first, second + step)
-    return rng.uniform(low, high) if low <= high else None
+        inner = first.inner + second.inner
+        spread = (0.8 * inner, 0.9 * inner) if relation == "touching" else (0.0, first.inner / 2)
+        distance, angle = rng.uniform(*spread), rng.uniform(0, 2 * math.pi)
+        x, y = distance * math.cos(angle), distance * math.sin(angle)
+        second = _move(second, first.x + x, first.y + y)
+    subject, other = (second, first) if relation == "in" else (first, second)
+    if _fits(first) and _fits(second) and _HOLDS[relation](subject, other):
+        return [first, second]
+    return None
 
 
 def _place_apart(rng: random.Random, placed: list[Thing], thing: Thing) -> list[Thing] | None:
     """`placed` and one more that meets none of them; None after too many tries."""
     for _ in range(20):
-        thing = _move(thing, rng.uniform(6, IMAGE_SIZE - 6), rng.uniform(6, IMAGE_SIZE - 6))
+        thing = _near_cell(rng, thing, rng.randrange(3), rng.randrange(3))
         if _fits(thing) and all(_gap(thing, other) > 1.0 for other in placed):
             return [*placed, thing]
     return None
+
+
+def _near_cell(rng: random.Random, thing: Thing, column: int, row: int) -> Thing:
+    x, y = (CELL * (i + 0.5) + rng.uniform(-_JITTER, _JITTER) for i in (column, row))
+    return _move(thing, x, y)
+
+
+def _move(thing: Thing, x: float, y: float) -> Thing:
+    return Thing(**{**thing.__dict__, "x": x, "y": y})
+
+
+def _fits(thing: Thing) -> bool:
+    low, high = thing.outer, IMAGE_SIZE - thing.outer
+    return low <= thing.x <= high and low <= thing.y <= high
 
 
 # --- pictures -------------------------------------------------------------------------------------
@@ -322,6 +341,7 @@ def _png(scene: Scene) -> bytes:
 
 # --- captions -------------------------------------------------------------------------------------
 
+_MENTIONED = {"size": 0.3, "colour": 0.7}  # how often, of a thing in a relation
 _Terms = tuple[str, ...]  # a caption as base words; a relation is one term
 
 
@@ -333,11 +353,17 @@ class _Triple:
     substitution: str
 
 
-def _write(scene: Scene, category: str, rng: random.Random, is_train: bool) -> Iterator[_Triple]:
-    """Triples of one category in random order, no caption twice."""
+def _write(
+    scene: Scene,
+    category: str,
+    drafts: Iterator[tuple[_Terms, int]],
+    rng: random.Random,
+    is_train: bool,
+) -> Iterator[_Triple]:
+    """Triples of one category in the order of their drafts, no caption twice."""
+    make = _swap if category == "swap" else _replace
     written = set()
-    for terms, slot in _DRAFTS[category](scene, rng):
-        make = _swap if category == "swap" else _replace
+    for terms, slot in drafts:
         triple = make(scene, terms, slot, rng, is_train)
         if triple and triple.caption not in written:
             written.add(triple.caption)
@@ -350,25 +376,29 @@ def _shuffled(rng: random.Random, items) -> list:
     return items
 
 
-def _attribute_drafts(scene: Scene, rng: random.Random) -> Iterator[tuple[_Terms, int]]:
+def _attribute_drafts(
+    scene: Scene, relation: str, rng: random.Random
+) -> Iterator[tuple[_Terms, int]]:
     for thing, kind in _shuffled(rng, itertools.product(scene.things, ATTRIBUTES)):
         also = rng.choice(("colour", "colour", None))
         kinds = [k for k in ATTRIBUTES if k in (kind, also)]
         yield (*(getattr(thing, k) for k in kinds), thing.shape), kinds.index(kind)
 
 
-def _relation_drafts(scene: Scene, rng: random.Random) -> Iterator[tuple[_Terms, int]]:
-    pairs = list(itertools.permutations(scene.things, 2))
-    for relation in _shuffled(rng, RELATIONS):
-        for a, b in _shuffled(rng, pairs):
-            if a.shape != b.shape and _HOLDS[relation](scene, a, b):
-                before = (a.colour,) if rng.random() < 0.6 else ()
-                after = (b.colour,) if rng.random() < 0.6 else ()
-                yield (*before, a.shape, relation, *after, b.shape), len(before) + 1
-                break
+def _relation_drafts(
+    scene: Scene, relation: str, rng: random.Random
+) -> Iterator[tuple[_Terms, int]]:
+    pairs = list(itertools.permutations(scene.things, 2)) * 4  # each in several wordings
+    for a, b in _shuffled(rng, pairs):
+        if a.shape != b.shape and _HOLDS[relation](a, b):
+            before, after = (
+                tuple(getattr(t, k) for k, p in _MENTIONED.items() if rng.random() < p)
+                for t in (a, b)
+            )
+            yield (*before, a.shape, relation, *after, b.shape), len(before) + 1
 
 
-def _swap_drafts(scene: Scene, rng: random.Random) -> Iterator[tuple[_Terms, int]]:
+def _swap_drafts(scene: Scene, relation: str, rng: random.Random) -> Iterator[tuple[_Terms, int]]:
     pairs = itertools.combinations(scene.things, 2)
     for (a, b), kind_a in _shuffled(rng, itertools.product(pairs, ATTRIBUTES)):
         in_reading_order = rng.random() < READING_ORDER_RATE
@@ -393,7 +423,7 @@ def _word(terms: _Terms, rng: random.Random, is_train: bool) -> list[str]:
 def _replace(
     scene: Scene, terms: _Terms, slot: int, rng: random.Random, is_train: bool
 ) -> _Triple | None:
-    table = next(t for t in (*ATTRIBUTES.values(), RELATIONS) if terms[slot] in t)
+    table = next(t for t in (*ATTRIBUTES.values(), *EXCLUSIVE) if terms[slot] in t)
 
     def phrase(word: str) -> str:
         return " ".join([*words[:slot], word, *words[slot + 1 :]])
@@ -420,6 +450,8 @@ def _swap(
     if first[-1] == second[-1]:
         return None
     negative = f"the {second[1]} {first[2]} and the {first[1]} {second[2]}"
+    if is_train and rng.random() < 0.5:  # generators exchange nouns as often as attributes
+        negative = f"the {first[1]} {second[2]} and the {second[1]} {first[2]}"
     if truth(scene, negative) is not False:
         return None
     return _Triple(" ".join(words), " ".join([*second, "and", *first]), negative, "")
@@ -448,7 +480,7 @@ def truth(scene: Scene, caption: str) -> bool | None:
     matches = [[o for o in scene.things if words <= _described(o)] for words in phrases]
     if relation is None:
         return all(matches)
-    answers = {_HOLDS[relation](scene, a, b) for a in matches[0] for b in matches[1] if a is not b}
+    answers = {_HOLDS[relation](a, b) for a in matches[0] for b in matches[1] if a is not b}
     return True if True in answers else None if None in answers else False
 
 
@@ -485,7 +517,7 @@ def _gap(a: Thing, b: Thing) -> float:
     return math.hypot(a.x - b.x, a.y - b.y) - a.outer - b.outer
 
 
-def _towards(dx: int, dy: int, scene: Scene, a: Thing, b: Thing) -> bool | None:
+def _towards(dx: int, dy: int, a: Thing, b: Thing) -> bool | None:
     """Whether a lies from b in this direction: clearly, clearly not, or between."""
     along = (a.x - b.x) * dx + (a.y - b.y) * dy
     across = abs((a.x - b.x) * dy) + abs((a.y - b.y) * dx)
@@ -498,36 +530,24 @@ def _contains(b: Thing, a: Thing) -> bool:
     return math.hypot(a.x - b.x, a.y - b.y) + a.outer <= b.inner + 1e-6
 
 
-def _overlap(a: Thing, b: Thing) -> bool:
-    apart = math.hypot(a.x - b.x, a.y - b.y)
-    return apart <= a.inner + b.inner and not _contains(a, b) and not _contains(b, a)
-
-
-def _in(scene: Scene, a: Thing, b: Thing) -> bool | None:
+def _in(a: Thing, b: Thing) -> bool | None:
     if _contains(b, a):
         return True
-    return False if _gap(a, b) > 0 or a.outer > b.outer else None
+    is_outside = math.hypot(a.x - b.x, a.y - b.y) > b.inner
+    return False if is_outside or a.outer > b.outer else None
 
 
-def _near(scene: Scene, a: Thing, b: Thing) -> bool | None:
-    gap = _gap(a, b)
-    return True if 0 < gap < 5 else False if gap > 14 else None
-
-
-def _far(scene: Scene, a: Thing, b: Thing) -> bool | None:
-    gap = _gap(a, b)
-    return True if gap > 16 else False if gap < 6 else None
-
-
-def _touching(scene: Scene, a: Thing, b: Thing) -> bool | None:
-    return True if _overlap(a, b) else False if _gap(a, b) > 0 else None
-
-
-def _behind(scene: Scene, a: Thing, b: Thing) -> bool | None:
-    if _gap(a, b) > 0:
+def _touching(a: Thing, b: Thing) -> bool | None:
+    """Whether their edges meet; not where one lies within the other."""
+    if _contains(a, b) or _contains(b, a):
         return False
-    is_further_back = scene.things.index(a) < scene.things.index(b)
-    return (True if _overlap(a, b) else None) if is_further_back else False
+    apart = math.hypot(a.x - b.x, a.y - b.y)
+    return True if apart <= a.inner + b.inner else False if _gap(a, b) > 0 else None
+
+
+def _far(a: Thing, b: Thing) -> bool | None:
+    gap = _gap(a, b)
+    return True if gap >= _FAR else False if gap < _FAR / 2 else None
 
 
 _HOLDS = {
@@ -536,11 +556,8 @@ _HOLDS = {
     "above": functools.partial(_towards, 0, -1),
     "under": functools.partial(_towards, 0, 1),
     "in": _in,
-    "near": _near,
-    "far from": _far,
     "touching": _touching,
-    "behind": _behind,
-    "in front of": lambda scene, a, b: _behind(scene, b, a),
+    "far from": _far,
 }
 
 
@@ -553,8 +570,8 @@ def generate_rows(
     """Rows of a split, in order; rows of one image stand together.
 
     In `train` some words of the captions are synonyms, and the hard negatives draw on synonyms far
-    more often, as generators of hard negatives do. In `replace` and `swap` captions and hard
-    negatives are in base words.
+    more often and exchange nouns too, as generators of hard negatives do. In `replace` and `swap`
+    captions and hard negatives are in base words.
 
     Args:
         split: "replace", "swap" or "train".

@@ -20,10 +20,20 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import AutoProcessor, CLIPModel, TrainingArguments
 from typer.testing import CliRunner
 
-from hard_positives import RECIPES, Recipe, contrastive_loss, evaluate, finetune
+from hard_positives import (
+    RECIPES,
+    Recipe,
+    Rules,
+    contrastive_loss,
+    evaluate,
+    finetune,
+    generate,
+    read_captions,
+)
 from hard_positives.cli import app
 from hard_positives.finetuning import ContrastiveTrainer
 from hard_positives.training_rows import Collator, TrainingRows, choose_texts, load_training_rows
+from hard_positives_dataset.shapes import generate_rows
 
 SMALL = Recipe(batch_size=8, learning_rate=1e-3, epochs=4, warmup_steps=2)
 
@@ -461,11 +471,23 @@ def command(model: Path, data: Path, output: Path, *options: str) -> list[str]:
     ]
 
 
+@pytest.fixture
+def generated_folder(tmp_path) -> Path:
+    """A set that our rules made from true captions of rendered scenes."""
+    rows = Dataset.from_list(list(generate_rows("train", 40))).cast_column("image", Image())
+    captions = read_captions(rows.select_columns(["id", "image", "caption"]))
+    return generate(captions, tmp_path / "generated", Rules(), workers=1, progress=False)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("case", ["own rows", "shapes_clip on a generated set"])
 def test_a_run_killed_again_and_again_ends_with_the_bytes_of_one_that_was_not(
-    tiny_clip, training_folder, tmp_path
+    case, tiny_clip, training_folder, generated_folder, tmp_path
 ):
-    run = [sys.executable, *command(tiny_clip, training_folder, tmp_path / "killed")]
+    model, data = (
+        (tiny_clip, training_folder) if case == "own rows" else ("shapes_clip", generated_folder)
+    )
+    run = [sys.executable, *command(model, data, tmp_path / "killed")]
     run += ["--checkpoint-steps", "6"]
     checkpoints = tmp_path / "killed" / "checkpoints"
     for step in (6, 18):
@@ -481,7 +503,7 @@ def test_a_run_killed_again_and_again_ends_with_the_bytes_of_one_that_was_not(
     (broken / "model.safetensors").write_bytes(b"half")
     done = subprocess.run(run, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    whole = [sys.executable, *command(tiny_clip, training_folder, tmp_path / "whole")]
+    whole = [sys.executable, *command(model, data, tmp_path / "whole")]
     subprocess.run([*whole, "--checkpoint-steps", "6"], check=True, capture_output=True)
     for name in ("model.safetensors", "README.md"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -578,8 +600,6 @@ def test_the_command_says_what_is_wrong_in_a_sentence(training_folder, tmp_path)
 
 
 def test_rows_from_the_rendered_world_can_be_trained_on(tmp_path):
-    from hard_positives_dataset.shapes import generate_rows
-
     records = list(generate_rows("train", 12))
     rows = load_training_rows(Dataset.from_list(records).cast_column("image", Image()))
     positives, negatives = choose_texts(rows, SMALL, seed=0)

@@ -12,6 +12,7 @@ from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MODEL = 'MODEL = "shapes_clip"'
+POINTS = {"05": 10.0}  # how far a number may be off: another CPU trains another model
 NUMBER = re.compile(r"-?\d[\d,]*\.?\d*(?:e-?\d+)?")
 
 
@@ -35,7 +36,7 @@ def texts(notebook: nbformat.NotebookNode) -> list[str]:
 
 
 def test_there_are_the_notebooks_that_the_readme_promises():
-    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04"]
+    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05"]
 
 
 @pytest.mark.slow
@@ -48,11 +49,12 @@ def test_a_notebook_gives_the_outputs_that_it_keeps(path):
         # Words alike; numbers nearly, since another CPU may turn the order of two close logits.
         assert NUMBER.sub("#", now).split() == NUMBER.sub("#", before).split()
         numbers = [[float(n.replace(",", "")) for n in NUMBER.findall(t)] for t in (before, now)]
-        assert numbers[1] == pytest.approx(numbers[0], rel=0.05, abs=1.0)
+        points = POINTS.get(path.name[:2], 1.0)
+        assert numbers[1] == pytest.approx(numbers[0], rel=0.05, abs=points)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", ["02", "03"])
+@pytest.mark.parametrize("number", ["02", "03", "05"])
 def test_a_notebook_runs_with_another_model_in_the_place_of_its_own(number, tiny_clip):
     [path] = [path for path in NOTEBOOKS if path.name.startswith(number)]
     notebook = read(path)

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -53,17 +54,22 @@ def test_every_positive_is_true_and_every_negative_is_false(rows, split):
         ("square left of circle", False),
         ("circle above square", False),
         ("circle touching square", False),
-        ("square in back of circle", False),
         ("circle in square", False),
-        ("circle near square", None),
+        ("circle far from square", None),
+        ("star in circle", True),
+        ("star touching circle", False),
+        ("star left of circle", False),
+        ("circle in star", False),
+        ("star far from square", True),
         ("the red circle and the small square", True),
         ("the small circle and the red square", False),
     ],
 )
 def test_truth_of_a_scene_written_by_hand(caption, answer):
     circle = shapes.Thing("red", "large", "circle", 15, 30, 10, 0, (0, 0, 0))
-    square = shapes.Thing("blue", "small", "square", 40, 31, 6, 0, (0, 0, 0))
-    scene = shapes.Scene((circle, square), ((150,) * 3, (150,) * 3), True)
+    square = shapes.Thing("blue", "small", "square", 42, 31, 6, 0, (0, 0, 0))
+    star = shapes.Thing("white", "small", "star", 14, 31, 5, 0, (0, 0, 0))
+    scene = shapes.Scene((circle, square, star), ((150,) * 3, (150,) * 3), True)
 
     assert shapes.truth(scene, caption) is answer
 
@@ -117,7 +123,7 @@ def test_the_substitution_is_what_changed(rows):
 
 def test_published_substitutions_are_among_the_synonyms():
     published = {"red": "crimson", "blue": "sapphire", "white": "ivory", "in": "within"}
-    published |= {"large": "big", "small": "tiny", "under": "beneath", "near": "next to"}
+    published |= {"large": "big", "small": "tiny", "under": "beneath"}
 
     assert all(shapes.SYNONYMS[word][0] == synonym for word, synonym in published.items())
 
@@ -138,7 +144,7 @@ def test_training_captions_use_synonyms_seldom_and_hard_negatives_often(rows):
         used = [w for row in attribute_rows for w in row[text].split() if w in named]
         return sum(w in colours for w in used) / len(used)
 
-    assert 0.05 < share("caption") < 0.2 < share("hard_negative")
+    assert 0.02 < share("caption") < 0.1 < 0.3 < share("hard_negative")
 
 
 def test_rows_are_the_same_each_time_and_alone(rows):
@@ -160,13 +166,43 @@ def test_no_picture_of_an_evaluation_split_is_in_another_split(rows):
     assert len(pictures[0]) == len({row["image_id"] for row in rows["replace"]})
 
 
-def test_a_family_of_scenes_has_the_same_colours_dealt_out_anew():
-    scenes = [shapes.make_scene("train", i) for i in range(400)]
-    families = [scenes[i : i + shapes.FAMILY_SIZE] for i in range(0, 400, shapes.FAMILY_SIZE)]
-    colours = [{tuple(sorted(t.colour for t in s.things)) for s in f} for f in families]
+def test_every_second_family_is_of_the_same_objects_and_the_others_are_dealt_out_anew():
+    size = shapes.FAMILY_SIZE
+    families = [
+        [shapes.make_scene("train", i) for i in range(start, start + size)]
+        for start in range(0, 400, size)
+    ]
 
-    assert np.mean([len(c) == 1 for c in colours]) > 0.8
-    assert len(set(scenes)) == 400
+    def alike(family: list[shapes.Scene], *names: str) -> bool:
+        objects = {
+            tuple(sorted(tuple(getattr(t, name) for name in names) for t in scene.things))
+            for scene in family
+        }
+        return len(objects) == 1
+
+    assert np.mean([alike(family, "colour") for family in families]) > 0.8
+    assert np.mean([alike(f, "colour", "size", "shape") for f in families[::2]]) > 0.8
+    assert np.mean([alike(f, "colour", "size", "shape") for f in families[1::2]]) < 0.2
+    assert len(set(itertools.chain(*families))) == 400
+
+
+@pytest.mark.parametrize("category", ["attribute", "relation", "swap"])
+def test_words_alone_do_not_tell_which_caption_is_false(rows, category):
+    """The best guess from how often a word stands in captions and in hard negatives."""
+    chosen = [r for r in (*rows["replace"], *rows["swap"]) if r["category"] == category]
+    learned, judged = chosen[::2], chosen[1::2]
+    true, false = (
+        Counter(word for row in learned for word in row[text].split())
+        for text in ("caption", "hard_negative")
+    )
+
+    def score(row: dict, text: str) -> float:
+        return sum(np.log((true[w] + 1) / (false[w] + 1)) for w in row[text].split())
+
+    right = [
+        (np.sign(score(row, "caption") - score(row, "hard_negative")) + 1) / 2 for row in judged
+    ]
+    assert 0.42 < np.mean(right) < 0.58
 
 
 def test_unknown_splits_and_endless_training_rows_are_errors():
@@ -216,8 +252,10 @@ def test_the_model_is_small():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("category", "least"), [("attribute", 0.7), ("swap", 0.58)])
-def test_the_model_is_above_chance_on_attributes_and_swap(clip, rows, category, least):
+@pytest.mark.parametrize(
+    ("category", "least"), [("attribute", 0.7), ("relation", 0.64), ("swap", 0.65)]
+)
+def test_the_model_is_well_above_chance_in_every_category(clip, rows, category, least):
     model, processor = clip
     chosen = [r for r in (*rows["replace"], *rows["swap"]) if r["category"] == category]
     images = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in chosen]

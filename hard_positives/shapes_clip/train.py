@@ -2,9 +2,10 @@
 
     python -m hard_positives.shapes_clip.train --output DIR
 
-Contrastive, from scratch, on true captions only: no hard positive and no hard negative is seen. In
-the first half a batch holds any scenes; in the second whole families, which have the same shapes
-and colours dealt out anew, as albums of photographs do.
+Contrastive, from scratch, on true captions only: no hard positive and no hard negative is seen. A
+batch holds captions of one category; after the first steps it holds whole families of scenes, as
+albums of photographs do: for relations the same objects in other places, for the others the same
+shapes and colours dealt out anew.
 This file measures nothing: `hard-positives evaluate DIR shapes` does.
 """
 
@@ -34,7 +35,10 @@ from transformers import (
 from hard_positives_dataset import shapes
 
 MAX_TOKENS = 24
+IMAGE_SIDE, PATCH_SIDE = 36, 12  # pixels; the pictures are shrunk, and a patch is a cell
 ROWS_PER_SCENE = shapes.ROWS_PER_CATEGORY * len(shapes.SPLIT_CATEGORIES["train"])
+CATEGORY_WEIGHTS = (1, 3, 1)  # how often a batch is of attributes, relations and swap
+ANY_SCENES_SHARE = 0.15  # of the steps, before batches hold families
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -64,10 +68,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def build_processor() -> CLIPProcessor:
     """The tokenizer with an image processor that needs no torchvision."""
-    side = shapes.IMAGE_SIZE
     image_processor = CLIPImageProcessorPil(
-        size={"shortest_edge": side},
-        crop_size={"height": side, "width": side},
+        size={"shortest_edge": IMAGE_SIDE},
+        crop_size={"height": IMAGE_SIDE, "width": IMAGE_SIDE},
         image_mean=[0.5, 0.5, 0.5],
         image_std=[0.5, 0.5, 0.5],
     )
@@ -90,7 +93,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, *, width: int = 96) -> CLIPM
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    vision = {"image_size": shapes.IMAGE_SIZE, "patch_size": 16, "num_hidden_layers": 4}
+    vision = {"image_size": IMAGE_SIDE, "patch_size": PATCH_SIDE, "num_hidden_layers": 4}
     return CLIPModel(
         CLIPConfig(
             text_config={**tower, **text},
@@ -101,21 +104,21 @@ def build_model(tokenizer: PreTrainedTokenizerFast, *, width: int = 96) -> CLIPM
 
 
 def _render(start: int, num_scenes: int, seed: int) -> tuple[np.ndarray, list[str]]:
-    """Pixels (num_scenes, side, side, 3) and captions, `ROWS_PER_SCENE` of each scene."""
+    """Pixels (num_scenes, 3, side, side) and captions, `ROWS_PER_SCENE` of each scene."""
     rows = list(
         shapes.generate_rows(
             "train", num_scenes * ROWS_PER_SCENE, seed=seed, start=start * ROWS_PER_SCENE
         )
     )
-    pngs = [row["image"]["bytes"] for row in rows[::ROWS_PER_SCENE]]
-    pixels = np.stack([np.asarray(Image.open(io.BytesIO(png))) for png in pngs])
+    images = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows[::ROWS_PER_SCENE]]
+    pixels = build_processor().image_processor(images, return_tensors="np")["pixel_values"]
     return pixels, [row["caption"] for row in rows]
 
 
 def load_scenes(
     tokenizer: PreTrainedTokenizerFast, *, num_scenes: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels (S, 3, side, side) as bytes, captions (S, `ROWS_PER_SCENE`, length) as token ids."""
+    """Pixels (S, 3, side, side), captions (S, `ROWS_PER_SCENE`, length) as token ids."""
     chunk = 200
     starts = range(0, num_scenes, chunk)
     sizes = [min(chunk, num_scenes - start) for start in starts]
@@ -124,8 +127,10 @@ def load_scenes(
             *pool.map(_render, starts, sizes, itertools.repeat(seed)), strict=True
         )
     tokens = tokenizer(list(itertools.chain(*captions)), padding=True, return_tensors="pt")
-    images = torch.from_numpy(np.concatenate(pixels)).permute(0, 3, 1, 2).contiguous()
-    return images, tokens["input_ids"].view(num_scenes, ROWS_PER_SCENE, -1)
+    return (
+        torch.from_numpy(np.concatenate(pixels)),
+        tokens["input_ids"].view(num_scenes, ROWS_PER_SCENE, -1),
+    )
 
 
 def contrastive_loss(
@@ -138,9 +143,7 @@ def contrastive_loss(
     """
     batch, count, _ = captions.shape
     length = int((captions != model.config.text_config.pad_token_id).sum(-1).max())
-    output = model(
-        pixel_values=images.float() / 127.5 - 1, input_ids=captions[..., :length].flatten(0, 1)
-    )
+    output = model(pixel_values=images, input_ids=captions[..., :length].flatten(0, 1))
     texts = output.text_embeds.view(batch, count, -1)
     # (C, B, B): every caption of a scene against the captions in the same place of the others
     logits = model.logit_scale.exp() * torch.einsum("bd,tcd->cbt", output.image_embeds, texts)
@@ -174,11 +177,9 @@ def train(
         lambda step: min(1, (step + 1) / 200) * (1 + math.cos(math.pi * step / steps)) / 2,
     )
     started = time.perf_counter()
-    rounds_apart = steps * batch_size // num_scenes // 2
-    batches = itertools.islice(_batches(num_scenes, batch_size, rounds_apart), steps)
-    for step, scenes in enumerate(batches, start=1):
-        chosen = torch.rand(batch_size, ROWS_PER_SCENE).argsort(1)[:, :2]
-        loss = contrastive_loss(model, images[scenes], captions[scenes[:, None], chosen])
+    batches = itertools.islice(_batches(num_scenes, batch_size, steps), steps)
+    for step, (scenes, columns) in enumerate(batches, start=1):
+        loss = contrastive_loss(model, images[scenes], captions[scenes][:, columns])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -189,22 +190,33 @@ def train(
     return model, processor
 
 
-def _batches(num_scenes: int, batch_size: int, rounds_apart: int) -> Iterator[torch.Tensor]:
-    """Indices of scenes, in a new order each round; after the first rounds, whole families."""
-    for group in itertools.chain([1] * rounds_apart, itertools.repeat(shapes.FAMILY_SIZE)):
-        groups = torch.arange(num_scenes).view(-1, group)
-        order = groups[torch.randperm(len(groups))].flatten()
-        yield from order.split(batch_size)[: num_scenes // batch_size]
+def _batches(
+    num_scenes: int, batch_size: int, steps: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Indices of scenes, and of which of their captions are used: all those of one category."""
+    scenes = torch.arange(num_scenes)
+    families = scenes.view(-1, shapes.FAMILY_SIZE)
+    columns = torch.arange(ROWS_PER_SCENE).view(-1, shapes.ROWS_PER_CATEGORY)
+    weights = torch.tensor(CATEGORY_WEIGHTS, dtype=torch.float)
+    for step in itertools.count():
+        category = int(torch.multinomial(weights, 1))
+        if step < ANY_SCENES_SHARE * steps:
+            groups = scenes[:, None]
+        else:  # every second family is of the same objects in other places
+            is_relation = shapes.SPLIT_CATEGORIES["train"][category] == "relation"
+            groups = families[0 if is_relation else 1 :: 2]
+        chosen = torch.randperm(len(groups))[: batch_size // groups.shape[1]]
+        yield groups[chosen].flatten(), columns[category]
 
 
 def main() -> None:
     """Train and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", required=True, help="folder for the model")
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--num-scenes", type=int, default=20000)
     parser.add_argument("--batch-size", type=int, default=96)
-    parser.add_argument("--learning-rate", type=float, default=7e-4)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     arguments = vars(parser.parse_args())
     output = arguments.pop("output")
