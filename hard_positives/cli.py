@@ -31,8 +31,24 @@ NEXT_STEP = (
     "A real one: hard-positives build REPLACE --split replace && "
     "hard-positives evaluate openai/clip-vit-base-patch32 --dataset REPLACE"
 )
+
+
+def _hush(quiet: bool) -> bool:
+    """Turn off the bars that the libraries show on their own, too."""
+    if quiet:
+        import datasets
+        import transformers
+
+        datasets.disable_progress_bars()
+        transformers.logging.disable_progress_bar()
+    return quiet
+
+
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print the result and errors, and nothing else.")
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="Print the result and errors, and nothing else.", callback=_hush
+    ),
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print JSON for machines: fractions, nothing rounded.")

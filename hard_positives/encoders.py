@@ -47,7 +47,8 @@ MASKLESS_FAMILIES = {"siglip", "siglip2"}  # trained to attend to their padding
 # The unit of the cache, of what a killed run does again, and of what processes share.
 IMAGES_A_CHUNK, CAPTIONS_A_CHUNK = 256, 4096
 MEASURED_FROM = 2000  # images to encode on a CPU, from which measuring batch sizes pays
-TOKENS_AN_IMAGE = 200  # of captions a batch, for each image a batch
+# Of captions a batch, for each image a batch: what a CPU's cache holds, what fills a GPU.
+TOKENS_AN_IMAGE_ON_CPU, TOKENS_AN_IMAGE = 50, 200
 
 
 @dataclass(frozen=True)
@@ -248,8 +249,10 @@ class _EncodingRun:
 
     def _batches_of_one_length(self, token_ids: list[list[int]]) -> Iterator[list[list[int]]]:
         batch: list[list[int]] = []
+        on_cpu = self.encoder.device.type == "cpu"
+        tokens = TOKENS_AN_IMAGE_ON_CPU if on_cpu else TOKENS_AN_IMAGE
         for ids in token_ids:
-            most = max(1, self.batch_size * TOKENS_AN_IMAGE // len(ids))
+            most = max(1, self.batch_size * tokens // len(ids))
             if batch and (len(batch) >= most or len(ids) != len(batch[0])):
                 yield batch
                 batch = []
@@ -481,7 +484,7 @@ def _cache_key(described: dict[str, Any]) -> str:
 def _chosen_workers(num_workers: int | None, num_images: int, device: str) -> int:
     if num_workers is not None:
         return num_workers
-    if num_images < 200:  # starting processes takes longer than decoding
+    if num_images < 1000:  # starting processes takes longer than decoding
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return 1 if device == "cpu" else min(16, cores)

@@ -80,8 +80,8 @@ def score(
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; the fastest present if left out.
         dtype: The encoders' type: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"``: the
             half precision that a short measurement finds twice as fast here, else float32.
-        batch_size: Images a batch, and for each of them 200 tokens of captions; chosen for the
-            device if left out, halved when memory runs out.
+        batch_size: Images a batch, and for each of them 200 tokens of captions (50 on a CPU);
+            chosen for the device if left out, halved when memory runs out.
         num_workers: Processes that decode images; chosen if left out.
         cache: Keep embeddings on disk and use those that are there.
         progress: Show progress bars where stderr is a terminal.

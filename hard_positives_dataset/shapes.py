@@ -12,6 +12,7 @@ only pillow.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import itertools
@@ -175,7 +176,7 @@ def make_scene(split: str, index: int, *, seed: int = 0) -> Scene:
         seed: Another seed is another world of the same kind.
 
     Returns:
-        A scene of two to four objects.
+        A scene of two or three objects.
     """
     return _compose(split, index, seed)[0]
 
@@ -287,7 +288,7 @@ def _near_cell(rng: random.Random, thing: Thing, column: int, row: int) -> Thing
 
 
 def _move(thing: Thing, x: float, y: float) -> Thing:
-    return Thing(**{**thing.__dict__, "x": x, "y": y})
+    return dataclasses.replace(thing, x=x, y=y)
 
 
 def _fits(thing: Thing) -> bool:

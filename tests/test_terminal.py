@@ -67,6 +67,14 @@ def test_report_is_silent_when_asked(folders, tmp_path):
     assert (result.exit_code, result.output) == (0, "")
 
 
+def test_evaluate_prints_its_table_and_nothing_else_when_asked(tiny_clip, world, tmp_path):  # noqa: F811
+    arguments = [*COMMAND, "evaluate", str(tiny_clip), "--dataset", str(world[0]), "--quiet"]
+    environment = {**os.environ, "HARD_POSITIVES_CACHE": str(tmp_path), "HF_HOME": str(tmp_path)}
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "REPLACE macro" in done.stdout
+
+
 def test_report_warns_in_one_sentence_where_it_finds_no_pictures(folders, tmp_path):
     result = EvaluationResult.load(folders[0])
     result.signature["dataset"]["id"] = None
