@@ -1,6 +1,6 @@
 """Kill a scoring run again and again, and count what that cost.
 
-    python benchmarks/kills.py --model shapes_clip --dataset REPLACE --kills 50
+    python benchmarks/kills.py --model MODEL --dataset REPLACE --kills 50
 
 `hard-positives evaluate` runs in a process of its own that is killed with SIGKILL at a random time,
 `--kills` times over, and then runs to its end. Printed are the chunks that stood after each kill,
@@ -46,7 +46,9 @@ def start(options: argparse.Namespace, folder: Path) -> subprocess.Popen:
         "HARD_POSITIVES_CACHE": str(folder / "cache"),
         "ENCODED": str(folder / "encoded.txt"),
     }
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, *command], env=environment)
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *command], env=environment, stdout=subprocess.DEVNULL
+    )
 
 
 def encoded(folder: Path) -> dict[str, int]:
@@ -67,7 +69,7 @@ def result_bytes(folder: Path) -> dict[str, bytes]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="shapes_clip")
+    parser.add_argument("--model", required=True)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--kills", type=int, default=50)
     options = parser.parse_args()
