@@ -93,7 +93,7 @@ def main() -> None:
         for _ in range(options.kills):
             process = start(options, killed)
             try:
-                process.wait(times.uniform(0, start_up + 4 * work / options.kills))
+                process.wait(times.uniform(0, start_up + 2 * work / options.kills))
                 break
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
