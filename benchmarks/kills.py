@@ -88,17 +88,19 @@ def main() -> None:
             f"not killed: {start_up:.1f} s to start, {work:.1f} s of work, {chunks(whole)} chunks"
         )
 
-        # So short that the work is not done before the last kill.
-        times, standing = random.Random(0), []
+        # Later or sooner, so that the work is done about when the last kill is.
+        times, latest, standing = random.Random(0), start_up, []
         for _ in range(options.kills):
             process = start(options, killed)
             try:
-                process.wait(times.uniform(0, start_up + 2 * work / options.kills))
+                process.wait(times.uniform(0, latest))
                 break
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
             standing.append(chunks(killed))
+            is_ahead = standing[-1] / chunks(whole) > len(standing) / options.kills
+            latest *= 0.85 if is_ahead else 1.15
         done = len(standing)
         print(f"{done} kills; chunks that stood after each: {standing}")
         if not (killed / "result").exists() and start(options, killed).wait():

@@ -19,7 +19,7 @@ from hard_positive_metric import row_outcomes
 from hard_positives import EvaluationResult, render_comparison, render_table, write_report
 from hard_positives.gallery import GALLERY_BYTES, GALLERY_ROWS, choose_examples
 from hard_positives_dataset import build_parquet
-from hard_positives_dataset.shapes import generate_rows
+from hard_positives_dataset.shapes import IMAGE_SIZE, generate_rows
 
 TEXT_COLUMNS = ("id", "caption", "hard_positive", "hard_negative", "category", "substitution")
 FEATURES = Features(
@@ -178,7 +178,7 @@ def test_every_picture_is_decoded(browser, page):
         ".then(() => done(images.map((image) => image.naturalWidth)))"
     )
     assert 48 < len(widths) <= GALLERY_ROWS
-    assert set(widths) == {64}
+    assert set(widths) == {IMAGE_SIZE}
 
 
 @pytest.mark.parametrize("look", SIZES)
