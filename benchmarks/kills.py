@@ -100,7 +100,7 @@ def main() -> None:
                 process.wait()
             standing.append(chunks(killed))
             is_ahead = standing[-1] / chunks(whole) > len(standing) / options.kills
-            latest *= 0.85 if is_ahead else 1.15
+            latest *= 0.85 if is_ahead else 1.05
         done = len(standing)
         print(f"{done} kills; chunks that stood after each: {standing}")
         if not (killed / "result").exists() and start(options, killed).wait():
