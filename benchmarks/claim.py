@@ -6,9 +6,9 @@ From `shapes_clip`, tune (a) on captions only, (b) with hard negatives, (c) with
 with both, three seeds each, on scenes of the rendered world that neither the pretraining nor the
 test holds. Score all of them on `shapes`; print the table of original accuracy, augmented accuracy
 and brittleness, with 95 % intervals over seeds, and what of the claim holds; write claim.json and
-claim.png. Every run is the same but for the texts that it may use. The
-number of steps and the learning rate were set on seed 2 of the world; how long `shapes_clip` itself
-was trained, and that generators exchange nouns too, was settled with test figures in view.
+claim.png. Every run is the same but for the texts that it may use. The number of steps and the
+learning rate were set on seed 2 of the world; how long `shapes_clip` itself was trained, and that
+generators exchange nouns too, was settled with test figures in view.
 """
 
 import argparse
@@ -21,14 +21,12 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from datasets import Dataset, Image
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
 from hard_positives import Recipe, evaluate, finetune
-from hard_positives_dataset import build_parquet
-from hard_positives_dataset.shapes import generate_rows
+from hard_positives_dataset import HardPositives, build_parquet
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
@@ -47,9 +45,10 @@ SPLITS = ("replace", "swap")
 
 
 def training_folder(output: Path) -> Path:
-    records = list(generate_rows("train", NUM_ROWS, seed=TRAINING_SEED))
-    rows = Dataset.from_list(records).cast_column("image", Image())
-    return build_parquet({"train": rows}, output / "train", progress=False)
+    world = HardPositives(
+        config_name="shapes", splits=["train"], num_rows=NUM_ROWS, seed=TRAINING_SEED
+    )
+    return build_parquet(world.as_streaming_dataset(), output / "train", progress=False)
 
 
 def figures_of(model: str | Path) -> dict[str, float]:

@@ -3,9 +3,10 @@
     python benchmarks/kills.py --model MODEL --dataset REPLACE --kills 50
 
 `hard-positives evaluate` runs in a process of its own that is killed with SIGKILL at a random time,
-`--kills` times over, and then runs to its end. Printed are the chunks that stood after each kill,
-how many images and captions were encoded in all beyond the distinct ones, in chunks a kill, and
-whether the result has the bytes of a run that nobody killed. Exits with 1 where it has not.
+`--kills` times over or until it gets through, and then runs to its end. Printed are the chunks that
+stood after each kill, how many images and captions were encoded in all beyond the distinct ones, in
+chunks a kill, and whether the result has the bytes of a run that nobody killed. Exits with 1 where
+it has not.
 """
 
 import argparse
@@ -110,7 +111,7 @@ def main() -> None:
         sizes = {"embed_images": IMAGES_A_CHUNK, "embed_captions": CAPTIONS_A_CHUNK}
         for name, size in sizes.items():
             again = encoded(killed)[name] - encoded(whole)[name]
-            print(f"{name}: {again} encoded again, {again / size / done:.2f} chunks a kill")
+            print(f"{name}: {again} encoded again, {again / size / max(1, done):.2f} chunks a kill")
         same = result_bytes(killed) == result_bytes(whole)
         print("The result has the same bytes." if same else "The result has OTHER bytes.")
         sys.exit(not same)

@@ -34,13 +34,10 @@ NEXT_STEP = (
 
 
 def _hush(quiet: bool) -> bool:
-    """Turn off the bars that the libraries show on their own, too."""
+    """Turn off the bars that the libraries show on their own, too; they ask when imported."""
     if quiet:
-        import datasets
-        import transformers
-
-        datasets.disable_progress_bars()
-        transformers.logging.disable_progress_bar()
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # and those of transformers
+        os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     return quiet
 
 

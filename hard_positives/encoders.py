@@ -9,7 +9,6 @@
 All have ``score(rows, options) -> logits``; ``scoring.load_model`` chooses among them.
 """
 
-import copy
 import hashlib
 import json
 import os
@@ -91,7 +90,7 @@ class DualEncoder:
 
     def describe(self) -> dict[str, Any]:
         """Return model, processor, dtype and device."""
-        return copy.deepcopy(self._description)
+        return self._description
 
     @cached_property
     def _description(self) -> dict[str, Any]:  # hashing the weights is worth doing once

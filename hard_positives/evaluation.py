@@ -288,9 +288,10 @@ def _signature(
     flawed = [bool(flaws) for flaws in scores["flaws"].to_pylist()]
     splits = scores["split"].to_pylist()
     described = scorer.describe()
-    described["model"]["id"] = _name_of(model) or described["model"]["id"]
+    name = _name_of(model) or described["model"]["id"]
     return {
         **described,
+        "model": {**described["model"], "id": name},
         "dataset": {
             "id": _name_of(dataset),
             "revision": dataset_commit,

@@ -177,7 +177,7 @@ def train(
         lambda step: min(1, (step + 1) / 200) * (1 + math.cos(math.pi * step / steps)) / 2,
     )
     started = time.perf_counter()
-    batches = itertools.islice(_batches(num_scenes, batch_size, steps), steps)
+    batches = _batches(num_scenes, batch_size, steps)
     for step, (scenes, columns) in enumerate(batches, start=1):
         loss = contrastive_loss(model, images[scenes], captions[scenes][:, columns])
         optimizer.zero_grad()
@@ -198,7 +198,7 @@ def _batches(
     families = scenes.view(-1, shapes.FAMILY_SIZE)
     columns = torch.arange(ROWS_PER_SCENE).view(-1, shapes.ROWS_PER_CATEGORY)
     weights = torch.tensor(CATEGORY_WEIGHTS, dtype=torch.float)
-    for step in itertools.count():
+    for step in range(steps):
         category = int(torch.multinomial(weights, 1))
         if step < ANY_SCENES_SHARE * steps:
             groups = scenes[:, None]
