@@ -12,6 +12,9 @@ with the same weights, in a process of its own. Imports and loading the model ar
 * ours, cold and cached: ``hard_positives.score``, with an empty cache and with a full one.
 * floor: forward passes on ready tensors of exactly the distinct inputs, at the best batch size.
 * decode: reading and preparing the distinct images alone, with the workers of "ours".
+
+On a GPU, "busy" is the time that its kernels and copies take, seen by torch's profiler in a run
+more, as a share of the seconds of the run without it.
 """
 
 import argparse
@@ -74,14 +77,16 @@ def print_table(results: dict[str, list[dict]]) -> None:
     }
     ours = seconds.get("ours, cold")
     print(f"\n{machine()}\n")
-    print("| way | seconds | ours is | images | captions | tokens | peak memory |")
-    print("|---|---|---|---|---|---|---|")
+    counted = ("images", "captions", "tokens")
+    header = ["way", "seconds", "ours is", *counted, "images/s", "busy", "peak memory"]
+    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for way, runs in results.items():
         run = runs[0]
         ratio = f"{seconds[way] / ours:.2f} x as fast" if ours else ""
-        counts = [run[name] for name in ("images", "captions", "tokens")]
-        cells = ["" if count is None else f"{count:,}" for count in counts]
-        cells = [way, f"{seconds[way]:.1f}", ratio, *cells, f"{run['peak_mb']:,} MB"]
+        cells = ["" if run[name] is None else f"{run[name]:,}" for name in counted]
+        rate = f"{run['images'] / seconds[way]:.0f}" if run["images"] else ""
+        busy = f"{statistics.median(run['busy'] for run in runs):.0%}" if "busy" in run else ""
+        cells = [way, f"{seconds[way]:.1f}", ratio, *cells, rate, busy, f"{run['peak_mb']:,} MB"]
         print(f"| {' | '.join(cells)} |")
 
 
@@ -108,8 +113,19 @@ def measure(options: argparse.Namespace) -> dict:
     seconds = RUNNERS[options.way](encoder, rows)
     if options.way == "floor":  # tries batch sizes first
         seen = dict.fromkeys(seen)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return {"seconds": round(seconds, 2), **seen, "peak_mb": peak}
+    result = {"seconds": round(seconds, 2), **seen}
+    result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    if encoder.device.type == "cuda" and options.way != "floor":
+        result["busy"] = gpu_seconds(lambda: RUNNERS[options.way](encoder, rows)) / seconds
+    return result
+
+
+def gpu_seconds(run: Callable[[], object]) -> float:
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        run()
+    return sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
 
 
 def by_image(image_ids: list[str], least: int) -> int:

@@ -9,7 +9,6 @@ damaged or put there by somebody else does not pass for one.
 import hashlib
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 from huggingface_hub.constants import HF_HOME
+
+from hard_positives.atomic import write_whole
 
 _NAME_FILE = "name.txt"
 SIZE_LIMIT = 20 * 2**30  # bytes; a ViT-B/32 takes 120 MB for the whole of REPLACE
@@ -71,12 +72,9 @@ class EmbeddingCache:
         content = safetensors.numpy.save({"digests": keys, "embeds": embeds})
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / _NAME_FILE).write_text(self.name, encoding="utf-8")
-        partial = self.folder / f"{uuid.uuid4().hex}.partial"
-        try:
+        name = f"{hashlib.sha256(content).hexdigest()}.safetensors"
+        with write_whole(self.folder / name) as partial:
             partial.write_bytes(content)
-            os.replace(partial, self.folder / f"{hashlib.sha256(content).hexdigest()}.safetensors")
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def _read_chunk(path: Path) -> dict[str, np.ndarray] | None:
@@ -105,7 +103,7 @@ def _cached_models() -> Iterator[CachedModel]:
     for folder in cache_root().glob("*/"):
         about = folder / _NAME_FILE
         name = about.read_text(encoding="utf-8") if about.is_file() else "unknown"
-        size = sum(path.stat().st_size for path in folder.iterdir())
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         yield CachedModel(folder, name, size, folder.stat().st_mtime)
 
 

@@ -17,9 +17,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
+from operator import itemgetter
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,8 +30,9 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+from hard_positives.atomic import write_whole
 from hard_positives.cache import EmbeddingCache, cache_root, trim_cache
 from hard_positives.rows import PreparedImages, RowIndex, open_image
 
@@ -45,7 +48,7 @@ TRIMMED_FAMILIES = {"clip", "metaclip_2", "clipseg", "groupvit"} | {
 MASKLESS_FAMILIES = {"siglip", "siglip2"}  # trained to attend to their padding
 # The unit of the cache, of what a killed run does again, and of what processes share.
 IMAGES_A_CHUNK, CAPTIONS_A_CHUNK = 256, 4096
-MEASURED_FROM = 2000  # images to encode on a CPU, from which measuring batch sizes pays
+MEASURED_FROM = 2000  # images on a CPU, from which measuring threads and batch sizes pays
 # Of captions a batch, for each image a batch: what a CPU's cache holds, what fills a GPU.
 TOKENS_AN_IMAGE_ON_CPU, TOKENS_AN_IMAGE = 50, 200
 
@@ -100,8 +103,7 @@ class DualEncoder:
         """Encode the distinct inputs of ``rows`` that are not cached; float32 (N, K)."""
         run = _EncodingRun(self, rows, options)
         with torch.inference_mode():
-            text_embeds = run.text_embeds()
-            return self.match(rows, run.image_embeds(), text_embeds)
+            return self.match(rows, *run.embeds())
 
     def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
         """Turn captions into token ids, refusing what the model would misread in silence."""
@@ -169,6 +171,22 @@ class DualEncoder:
         return scale.exp()
 
 
+@dataclass(frozen=True)
+class _Plan:
+    threads: int
+    batch_size: int
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @dataclass
 class _EncodingRun:
     """One pass over the distinct inputs of an index: cache, batches, processes, progress."""
@@ -190,7 +208,8 @@ class _EncodingRun:
         self.captions = self._my_chunks(self.rows.caption_digests, by_length, CAPTIONS_A_CHUNK)
         self.images = self._my_chunks(digests, by_digest, IMAGES_A_CHUNK)
         self.files = PreparedImages(self.rows, self.encoder.processor.image_processor)
-        self.batch_size = self.options.batch_size or self._chosen_batch_size()
+        self.plan = self._chosen_plan()
+        self.batch_size = self.options.batch_size or self.plan.batch_size
         self._say()
         # Workers prepare images from here on, while captions are read and encoded.
         self.prepared = iter(self._image_loader())
@@ -206,45 +225,60 @@ class _EncodingRun:
         state = _processes()
         return [chunk for chunk in missing if chunk][state.process_index :: state.num_processes]
 
-    def text_embeds(self) -> torch.Tensor:
-        """Return the unit vectors of all captions of the index, (captions, D)."""
-        return self._embed(
-            "captions", self.rows.caption_digests, self.captions, self._encode_captions
-        )
-
-    def image_embeds(self) -> torch.Tensor:
-        """Return the unit vectors of all images of the index, (images, D)."""
-        return self._embed("images", self.rows.image_digests, self.images, self._encode_images)
-
-    def _embed(
-        self, name: str, digests: list[str], chunks: list[list[int]], encode: Callable
-    ) -> torch.Tensor:
+    def embeds(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the unit vectors of all images, (images, D), and all captions, (captions, D)."""
         state = _processes()
-        fresh: dict[str, np.ndarray] = {}
-        total = sum(map(len, chunks))
-        # disable=None: no bar where stderr is not a terminal.
-        hidden = None if self.options.progress and state.is_main_process and total else True
-        with tqdm(total=total, desc=name, unit=f" {name}", disable=hidden) as bar:
-            for chunk, embeds in zip(chunks, encode(bar), strict=True):
-                keys = [digests[place] for place in chunk]
-                if self.cache:
-                    self.cache.add(keys, embeds)
-                fresh.update(zip(keys, embeds, strict=True))
+        fresh = self._encode()
         if fresh and self.cache and state.is_main_process:
             trim_cache()
         for part in gather_object([fresh]) if state.num_processes > 1 else [fresh]:
             self.known.update(part)
-        return torch.from_numpy(np.stack([self.known[digest] for digest in digests]))
+        images, captions = (
+            torch.from_numpy(np.stack([self.known[digest] for digest in digests]))
+            for digests in (self.rows.image_digests, self.rows.caption_digests)
+        )
+        return images, captions
 
-    def _encode_captions(self, bar: tqdm) -> Iterator[np.ndarray]:
-        for chunk in self.captions:
-            # Of one length exactly, so that no padding is computed.
-            order = sorted(range(len(chunk)), key=lambda at: len(self.token_ids[chunk[at]]))
-            parts = []
-            for batch in self._batches_of_one_length([self.token_ids[chunk[at]] for at in order]):
-                parts.append(self.encoder.embed_captions(batch))
-                bar.update(len(batch))
-            yield torch.cat(parts)[np.argsort(order)].cpu().numpy()
+    def _encode(self) -> dict[str, np.ndarray]:
+        """Encode all chunks, captions in step with images.
+
+        So a GPU has captions to encode while images are decoded, and no worker stands still until
+        all captions are done.
+        """
+        fresh: dict[str, np.ndarray] = {}
+        with (
+            _threads(self.plan.threads),
+            self._bar("captions", self.captions) as captions,
+            self._bar("images", self.images) as images,
+        ):
+            steps = [
+                (done / len(chunks), chunk, encode, bar, digests)
+                for chunks, encode, bar, digests in (
+                    (self.captions, self._encode_captions, captions, self.rows.caption_digests),
+                    (self.images, self._encode_images, images, self.rows.image_digests),
+                )
+                for done, chunk in enumerate(chunks)
+            ]
+            for _, chunk, encode, bar, digests in sorted(steps, key=itemgetter(0)):
+                keys, embeds = [digests[place] for place in chunk], encode(chunk, bar)
+                if self.cache:
+                    self.cache.add(keys, embeds)
+                fresh.update(zip(keys, embeds, strict=True))
+        return fresh
+
+    def _bar(self, name: str, chunks: list[list[int]]) -> tqdm:
+        # disable=None: no bar where stderr is not a terminal.
+        hidden = None if self.options.progress and is_main_process() and chunks else True
+        return tqdm(total=sum(map(len, chunks)), desc=name, unit=f" {name}", disable=hidden)
+
+    def _encode_captions(self, chunk: list[int], bar: tqdm) -> np.ndarray:
+        # Of one length exactly, so that no padding is computed.
+        order = sorted(range(len(chunk)), key=lambda at: len(self.token_ids[chunk[at]]))
+        parts = []
+        for batch in self._batches_of_one_length([self.token_ids[chunk[at]] for at in order]):
+            parts.append(self.encoder.embed_captions(batch))
+            bar.update(len(batch))
+        return torch.cat(parts)[np.argsort(order)].cpu().numpy()
 
     def _batches_of_one_length(self, token_ids: list[list[int]]) -> Iterator[list[list[int]]]:
         batch: list[list[int]] = []
@@ -258,13 +292,12 @@ class _EncodingRun:
             batch.append(ids)
         yield batch
 
-    def _encode_images(self, bar: tqdm) -> Iterator[np.ndarray]:
-        for batches in map(self._batches, self.images):
-            parts = []
-            for batch in batches:
-                parts.append(self.encoder.embed_images(next(self.prepared)))
-                bar.update(len(batch))
-            yield torch.cat(parts).cpu().numpy()  # the one wait for the device in a chunk
+    def _encode_images(self, chunk: list[int], bar: tqdm) -> np.ndarray:
+        parts = []
+        for batch in self._batches(chunk):
+            parts.append(self.encoder.embed_images(next(self.prepared)))
+            bar.update(len(batch))
+        return torch.cat(parts).cpu().numpy()  # the one wait for the device in a chunk
 
     def _batches(self, chunk: list[int]) -> list[list[int]]:
         starts = range(0, len(chunk), self.batch_size)
@@ -282,38 +315,48 @@ class _EncodingRun:
             pin_memory=device == "cuda",
         )
 
-    def _chosen_batch_size(self) -> int:
-        """Measure on a CPU, where it pays; remembered, so that a resumed run cuts alike."""
+    def _chosen_plan(self) -> _Plan:
+        """Measure on a CPU, where it pays; remembered, so that a resumed run computes alike."""
+        threads = torch.get_num_threads()
         if self.encoder.device.type != "cpu":
-            return 64  # decoding is the wall there; small batches keep all workers busy
-        if sum(map(len, self.images)) < MEASURED_FROM:
-            return 32
-        plan = self.cache and self.cache.folder / "batch_size.txt"
-        if plan and plan.is_file():
-            return int(plan.read_text())
-        size = self._fastest_batch_size((16, 32, 64))
-        if plan:
-            plan.parent.mkdir(parents=True, exist_ok=True)
-            plan.write_text(str(size))
-        return size
+            return _Plan(threads, 64)  # decoding is the wall; small batches keep all workers busy
+        if not self.images or len(self.rows.image_digests) < MEASURED_FROM:
+            return _Plan(threads, 32)
+        path = self.cache and self.cache.folder / f"plan_for_{threads}_threads.json"
+        if path and path.is_file():
+            return _Plan(**json.loads(path.read_text()))
+        plan = self._fastest_plan(threads)
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with write_whole(path) as partial:
+                partial.write_text(json.dumps(asdict(plan)))
+        return plan
 
-    def _fastest_batch_size(self, sizes: Sequence[int]) -> int:
-        sample = [self.files[self.images[0][0]]] * max(sizes)
-        seconds = {}
-        with torch.inference_mode():
-            self.encoder.embed_images(default_collate(sample[: sizes[0]]))
-            for size in sizes:
-                start = time.perf_counter()
-                self.encoder.embed_images(default_collate(sample[:size]))
-                seconds[size] = (time.perf_counter() - start) / size
-        return min(seconds, key=seconds.__getitem__)
+    def _fastest_plan(self, threads: int) -> _Plan:
+        """Halve the threads as long as that helps (a container has fewer cores than it shows)."""
+        self._seconds_an_image(_Plan(threads, 16))  # warms up
+        best = self._seconds_an_image(_Plan(threads, 16))
+        while threads > 1:
+            halved = self._seconds_an_image(_Plan(threads // 2, 16))
+            if halved > 0.95 * best:
+                break
+            threads, best = threads // 2, halved
+        return min((_Plan(threads, size) for size in (16, 32, 64)), key=self._seconds_an_image)
+
+    @torch.inference_mode()
+    def _seconds_an_image(self, plan: _Plan) -> float:
+        batch = default_collate([self.files[self.images[0][0]]] * plan.batch_size)
+        with _threads(plan.threads):
+            start = time.perf_counter()
+            self.encoder.embed_images(batch)
+            return (time.perf_counter() - start) / plan.batch_size
 
     def _say(self) -> None:
         if not (self.options.progress and _processes().is_main_process):
             return
         images, captions = (sum(map(len, chunks)) for chunks in (self.images, self.captions))
         device = self.encoder.device.type
-        threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
+        threads = f", {self.plan.threads} threads" if device == "cpu" else ""
         tqdm.write(
             f"{device}{threads}, {str(self.encoder.model.dtype).removeprefix('torch.')}, "
             f"{self.batch_size} images a batch. To encode: {images:,} of "
@@ -462,9 +505,17 @@ def _tensor_hash(name: str, values: torch.Tensor) -> bytes:
 def _processor_hash(processor: ProcessorMixin) -> str:
     digest = hashlib.sha256(processor.image_processor.to_json_string().encode())
     tokenizer = processor.tokenizer
-    digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
+    digest.update(json.dumps(_tokenizer_state(tokenizer), sort_keys=True).encode())
     digest.update(f"{type(tokenizer).__name__} {tokenizer.special_tokens_map}".encode())
     return digest.hexdigest()
+
+
+def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    if not tokenizer.is_fast:
+        return tokenizer.get_vocab()
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    # The last call's, not the tokenizer's own.
+    return {name: part for name, part in state.items() if name not in ("padding", "truncation")}
 
 
 def _open_cache(described: dict[str, Any]) -> EmbeddingCache:

@@ -30,6 +30,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 import hard_positives_dataset
 from hard_positive_metric import compute_metrics
+from hard_positives.atomic import write_whole
 from hard_positives.encoders import ImageTextModel, Options
 from hard_positives.rows import CAPTION_COLUMNS, RowIndex, check_columns, index_rows
 from hard_positives.scoring import load_model, score_rows
@@ -109,13 +110,15 @@ class EvaluationResult:
         buffer = pa.BufferOutputStream()
         pq.write_table(self.scores, buffer, compression="zstd")
         scores = buffer.getvalue().to_pybytes()
-        _write_atomically(folder / _SCORES_FILE, scores)
+        with write_whole(folder / _SCORES_FILE) as partial:
+            partial.write_bytes(scores)
         results = {
             "signature": self.signature,
             "scores_sha256": hashlib.sha256(scores).hexdigest(),
             "metrics": self.metrics,
         }
-        _write_atomically(folder / _RESULTS_FILE, json.dumps(results, indent=2).encode() + b"\n")
+        with write_whole(folder / _RESULTS_FILE) as partial:
+            partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         return folder
 
     @classmethod
@@ -270,7 +273,7 @@ def _scores_table(
             "image_id": digests[start : start + len(rows)],
             "flaws": [[]] * len(rows),
         }
-        present = {name: list(rows[name]) for name in defaults if name in rows.column_names}
+        present = {name: rows[name][:] for name in defaults if name in rows.column_names}
         columns = {**defaults, **present, "split": [split] * len(rows)}
         tables.append(pa.table(columns, schema=_ROW_SCHEMA))
         start += len(rows)
@@ -327,12 +330,3 @@ def _content_hash(ids: Sequence[str], index: RowIndex) -> str:
         texts = [index.captions[place] for place in captions]
         digest.update(json.dumps([row, index.image_digests[image], *texts]).encode())
     return digest.hexdigest()
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -38,6 +38,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from hard_positive_metric import compute_metrics
+from hard_positives.atomic import write_whole
 from hard_positives.encoders import DualEncoder, Options, is_main_process
 from hard_positives.evaluation import load_splits
 from hard_positives.recipes import RECIPES, Recipe, check_choice
@@ -349,7 +350,8 @@ def _train(trainer: ContrastiveTrainer, output: Path) -> None:
         trainer.processor.save_pretrained(output)
         _write_record(output, record)
         # The card comes last: where it is, the model is whole.
-        _write_whole(output / _CARD, _card(record))
+        with write_whole(output / _CARD) as partial:
+            partial.write_text(_card(record), encoding="utf-8")
         shutil.rmtree(output / _CHECKPOINTS)
     trainer.accelerator.wait_for_everyone()
 
@@ -485,13 +487,8 @@ def _read_record(output: Path) -> dict[str, Any]:
 
 def _write_record(output: Path, record: dict[str, Any]) -> None:
     if is_main_process():
-        _write_whole(output / _RECORD, json.dumps(record, indent=2) + "\n")
-
-
-def _write_whole(path: Path, content: str) -> None:
-    partial = path.with_name(f".{path.name}.incomplete")
-    partial.write_text(content, encoding="utf-8")
-    os.replace(partial, path)
+        with write_whole(output / _RECORD) as partial:
+            partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _last_checkpoint(output: Path) -> str | None:

@@ -36,6 +36,7 @@ from filelock import FileLock, Timeout
 from huggingface_hub import DatasetCardData
 from tqdm import tqdm
 
+from hard_positives.atomic import write_whole
 from hard_positives.captions import Captions
 from hard_positives_dataset import build_parquet
 from hard_positives_dataset.builder import FEATURES
@@ -326,7 +327,8 @@ class _Run:
         settings = json.dumps(self.settings, indent=2, sort_keys=True)
         if not path.exists():
             self.parts.mkdir(exist_ok=True)
-            _write_whole(path, lambda file: file.write_text(settings, "utf-8"))
+            with write_whole(path) as unfinished:
+                unfinished.write_text(settings, "utf-8")
         earlier = json.loads(path.read_text("utf-8"))
         changed = [name for name, value in self.settings.items() if earlier.get(name) != value]
         if changed:
@@ -346,7 +348,8 @@ class _Run:
                         if engine == "ray"
                         else _map_here(rows, self.editor, workers)
                     )
-                    _write_whole(path, partial(pq.write_table, part))
+                    with write_whole(path) as unfinished:
+                        pq.write_table(part, unfinished)
                 counts += _count(pq.read_table(path))
                 bar.update(stop - start)
                 bar.set_postfix_str(_shares(counts), refresh=False)
@@ -501,9 +504,3 @@ def _content_hash(table: pa.Table) -> str:
     for batch in table.to_batches(max_chunksize=10_000):
         digest.update(json.dumps(batch.to_pydict()).encode())
     return digest.hexdigest()
-
-
-def _write_whole(path: Path, write: Any) -> None:
-    partial_path = path.with_name(f".{path.name}.incomplete")
-    write(partial_path)
-    os.replace(partial_path, path)

@@ -24,6 +24,7 @@ MODULES = [
     "hard_positives.language_model",
     "hard_positives.rules",
     "hard_positives.rows",
+    "hard_positives.atomic",
     "hard_positives.cache",
     "hard_positives.encoders",
     "hard_positives.scoring",

@@ -114,7 +114,13 @@ def test_everything_that_changes_an_embedding_has_a_cache_of_its_own(tiny_clip, 
     assert encoded["images"] == 30
     score(tiny_clip, triples, dtype="bfloat16")
     assert encoded["images"] == 40
-    assert len(list_cache()) == 4
+    processor.tokenizer.backend_tokenizer.normalizer = None  # the vocabulary stays the same
+    score(model, triples, processor=processor)
+    assert encoded["images"] == 50
+    processor.tokenizer(["one", "and two"], padding=True, truncation=True, max_length=3)
+    score(model, triples, processor=processor)  # a call that pads leaves the tokenizer as it was
+    assert encoded["images"] == 50
+    assert len(list_cache()) == 5
 
 
 def test_other_pixels_in_the_same_row_are_encoded_anew(tiny_clip, triples, encoded):
@@ -223,26 +229,74 @@ def test_a_run_killed_again_and_again_ends_with_the_bytes_of_one_that_was_not(
     )
 
 
-def test_the_batch_size_of_a_large_run_is_measured_once(tiny_clip, triples, own_cache, monkeypatch):
-    measured = []
+@pytest.fixture
+def measured(monkeypatch) -> list[encoders._Plan]:
+    """Pretends that a batch of 64 is best, and two threads on a machine that shows eight."""
+    plans = []
 
-    def fastest(self, sizes):
-        measured.append(sizes)
-        return sizes[-1]
+    def seconds(self, plan: encoders._Plan) -> float:
+        plans.append(plan)
+        return abs(plan.threads - 2) + 1 / plan.batch_size
 
     monkeypatch.setattr(encoders, "MEASURED_FROM", 5)
-    monkeypatch.setattr(encoders._EncodingRun, "_fastest_batch_size", fastest)
-    score(tiny_clip, triples.select(range(24)))  # six images
-    for chunk in own_cache.glob("*/*.safetensors"):
-        chunk.unlink()
+    monkeypatch.setattr(encoders._EncodingRun, "_seconds_an_image", seconds)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    return plans
+
+
+def test_threads_are_halved_while_that_helps(tiny_clip, triples, measured, monkeypatch):
+    used = []
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    score(tiny_clip, triples, num_workers=0)
+    assert [plan.threads for plan in measured] == [8, 8, 4, 2, 1, 2, 2, 2]
+    assert used == [2, 8]  # while encoding, and as it was
+
+
+def test_a_resumed_run_computes_as_it_began(tiny_clip, triples, measured, own_cache, monkeypatch):
+    monkeypatch.setattr(encoders, "IMAGES_A_CHUNK", 4)
     score(tiny_clip, triples)
-    assert len(measured) == 1
+    expected = saved_bytes(next(own_cache.iterdir()))
+    times_measured = len(measured)
+    # Fewer are left than measuring pays for, and yet the batches are those of before.
+    batches = []
+    embed_images = encoders.DualEncoder.embed_images
+
+    def noting(self, inputs):
+        batches.append(len(inputs["pixel_values"]))
+        return embed_images(self, inputs)
+
+    monkeypatch.setattr(encoders.DualEncoder, "embed_images", noting)
+    chunks = sorted(own_cache.glob("*/*.safetensors"), key=lambda path: path.stat().st_size)
+    chunks[0].unlink()
+    score(tiny_clip, triples)
+    assert batches == [2]  # ten images in chunks of four
+    assert len(measured) == times_measured
+    assert saved_bytes(next(own_cache.iterdir())) == expected
 
 
-def test_measuring_gives_one_of_the_sizes(tiny_clip, triples, monkeypatch):
-    monkeypatch.setattr(encoders, "MEASURED_FROM", 5)
+def test_measuring_changes_nothing(tiny_clip, triples, monkeypatch):
+    threads = torch.get_num_threads()
     expected = score(tiny_clip, triples, cache=False, batch_size=32)
+    monkeypatch.setattr(encoders, "MEASURED_FROM", 5)
     np.testing.assert_allclose(score(tiny_clip, triples), expected, atol=1e-5, rtol=0)
+    assert torch.get_num_threads() == threads
+
+
+def test_captions_are_encoded_in_step_with_images(tiny_clip, benchmark, monkeypatch):
+    monkeypatch.setattr(encoders, "IMAGES_A_CHUNK", 30)
+    monkeypatch.setattr(encoders, "CAPTIONS_A_CHUNK", 75)
+    order = []
+    for name in ("images", "captions"):
+        encode = getattr(encoders._EncodingRun, f"_encode_{name}")
+
+        def noting(self, chunk, bar, name=name, encode=encode):
+            order.append(name)
+            return encode(self, chunk, bar)
+
+        monkeypatch.setattr(encoders._EncodingRun, f"_encode_{name}", noting)
+    evaluate(tiny_clip, benchmark)
+    assert order == ["captions", "images", "captions"] * 10
 
 
 def test_auto_takes_half_precision_only_where_it_is_twice_as_fast(tiny_clip, triples, monkeypatch):

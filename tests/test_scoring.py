@@ -119,6 +119,18 @@ def test_exif_orientation_is_not_applied(tiny_clip):
     np.testing.assert_array_equal(plain, rotated)
 
 
+def test_images_on_disk_are_scored_as_those_in_the_rows(tiny_clip, tmp_path, triples):
+    cells = triples.cast_column("image", ImageFeature(decode=False))["image"][:]
+    for row, cell in enumerate(cells):
+        (tmp_path / f"{row}.png").write_bytes(cell["bytes"])
+    rows = triples.to_list()
+    for row in range(0, len(rows), 3):
+        rows[row]["image"] = {"bytes": None, "path": str(tmp_path / f"{row}.png")}
+    mixed = Dataset.from_list(rows, features=triples.features)
+    assert index_rows(mixed).image_digests == index_rows(triples).image_digests
+    np.testing.assert_array_equal(score(tiny_clip, mixed), score(tiny_clip, triples, cache=False))
+
+
 def test_only_the_encoders_run_in_half_precision(tiny_clip, triples):
     full = score(tiny_clip, triples)
     half = score(tiny_clip, triples, dtype="bfloat16")
