@@ -112,11 +112,12 @@ def main() -> None:
             latest *= 0.85 if is_ahead else 1.05
         done = len(standing)
         print(f"{done} kills; chunks that stood after each: {standing}")
-        if not (killed / "result").exists() and start(options, killed).wait():
+        results = killed / "result" / "results.json"
+        if not results.exists() and start(options, killed).wait():
             sys.exit("The last run failed.")
         from hard_positives.encoders import CAPTIONS_A_CHUNK, IMAGES_A_CHUNK
 
-        signature = json.loads((killed / "result" / "results.json").read_text())["signature"]
+        signature = json.loads(results.read_text())["signature"]
         for name, size in {"images": IMAGES_A_CHUNK, "captions": CAPTIONS_A_CHUNK}.items():
             again = encoded(killed)[f"embed_{name}"] - signature[f"num_distinct_{name}"]
             print(f"{again} {name} encoded again, {again / size / max(1, done):.2f} chunks a kill")
