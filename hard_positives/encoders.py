@@ -320,13 +320,14 @@ class _EncodingRun:
         threads = torch.get_num_threads()
         if self.encoder.device.type != "cpu":
             return _Plan(threads, 64)  # decoding is the wall; small batches keep all workers busy
+        usual = _Plan(threads, 16)  # larger ones make malloc ask the system for memory every time
         if len(self.rows.image_digests) < MEASURED_FROM:
-            return _Plan(threads, 32)
+            return usual
         path = self.cache and self.cache.folder / f"plan_for_{threads}_threads.json"
         if path and path.is_file():
             return _Plan(**json.loads(path.read_text()))
         if not self.images:
-            return _Plan(threads, 32)
+            return usual
         plan = self._fastest_plan(threads)
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)

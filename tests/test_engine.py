@@ -253,12 +253,12 @@ def test_threads_are_halved_while_that_helps(tiny_clip, triples, measured, monke
     assert used == [2, 8]  # while encoding, and as it was
 
 
-def test_a_resumed_run_computes_as_it_began(tiny_clip, triples, measured, own_cache, monkeypatch):
-    monkeypatch.setattr(encoders, "IMAGES_A_CHUNK", 4)
-    score(tiny_clip, triples)
+def test_a_resumed_run_computes_as_it_began(tiny_clip, benchmark, measured, own_cache, monkeypatch):
+    monkeypatch.setattr(encoders, "MEASURED_FROM", 200)
+    monkeypatch.setattr(encoders, "IMAGES_A_CHUNK", 100)
+    evaluate(tiny_clip, benchmark)
     expected = saved_bytes(next(own_cache.iterdir()))
     times_measured = len(measured)
-    # Fewer are left than measuring pays for, and yet the batches are those of before.
     batches = []
     embed_images = encoders.DualEncoder.embed_images
 
@@ -267,10 +267,11 @@ def test_a_resumed_run_computes_as_it_began(tiny_clip, triples, measured, own_ca
         return embed_images(self, inputs)
 
     monkeypatch.setattr(encoders.DualEncoder, "embed_images", noting)
+    # A hundred images are left, fewer than measuring pays for: their batches are those of before.
     chunks = sorted(own_cache.glob("*/*.safetensors"), key=lambda path: path.stat().st_size)
     chunks[0].unlink()
-    score(tiny_clip, triples)
-    assert batches == [2]  # ten images in chunks of four
+    evaluate(tiny_clip, benchmark)
+    assert batches == [64, 36]
     assert len(measured) == times_measured
     assert saved_bytes(next(own_cache.iterdir())) == expected
 
