@@ -50,7 +50,7 @@ MASKLESS_FAMILIES = {"siglip", "siglip2"}  # trained to attend to their padding
 IMAGES_A_CHUNK, CAPTIONS_A_CHUNK = 256, 4096
 MEASURED_FROM = 2000  # images on a CPU, from which measuring threads and batch sizes pays
 # Of captions a batch, for each image a batch: what a CPU's cache holds, what fills a GPU.
-TOKENS_AN_IMAGE_ON_CPU, TOKENS_AN_IMAGE = 50, 200
+TOKENS_AN_IMAGE_ON_CPU, TOKENS_AN_IMAGE = 100, 200
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,15 @@ def _threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _keep_freed_memory() -> None:
+    """Have glibc keep what a layer frees for the next one, rather than ask the system again.
+
+    What it keeps at most, it sets to twice the largest block below 32 MB that was freed. Without
+    this, page faults take up to 7 % of the time of a ViT-B/32.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
+
+
 @dataclass
 class _EncodingRun:
     """One pass over the distinct inputs of an index: cache, batches, processes, progress."""
@@ -246,6 +255,7 @@ class _EncodingRun:
         all captions are done.
         """
         fresh: dict[str, np.ndarray] = {}
+        _keep_freed_memory()
         with (
             _threads(self.plan.threads),
             self._bar("captions", self.captions) as captions,
@@ -320,7 +330,7 @@ class _EncodingRun:
         threads = torch.get_num_threads()
         if self.encoder.device.type != "cpu":
             return _Plan(threads, 64)  # decoding is the wall; small batches keep all workers busy
-        usual = _Plan(threads, 16)  # larger ones make malloc ask the system for memory every time
+        usual = _Plan(threads, 16)
         if len(self.rows.image_digests) < MEASURED_FROM:
             return usual
         path = self.cache and self.cache.folder / f"plan_for_{threads}_threads.json"

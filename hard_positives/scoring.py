@@ -71,7 +71,8 @@ def score(
             (then ``processor`` is needed), or a function ``(images, captions) -> logits`` of B PIL
             images and C captions, returning (B, C), as open_clip users have in three lines. Models
             are dual encoders with ``get_image_features`` and ``get_text_features``, or matching
-            heads such as ``BlipForImageTextRetrieval``.
+            heads such as ``BlipForImageTextRetrieval``. Towers may be compiled before, as by
+            ``model.vision_model.compile(dynamic=True)``.
         dataset: N rows with a column ``image`` and the caption columns, such as
             ``datasets.load_dataset(folder, split="replace")``.
         processor: Prepares images and captions; read from ``model`` if that is an id or a folder.
@@ -80,7 +81,7 @@ def score(
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; the fastest present if left out.
         dtype: The encoders' type: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"``: the
             half precision that a short measurement finds twice as fast here, else float32.
-        batch_size: Images a batch, and for each of them 200 tokens of captions (50 on a CPU);
+        batch_size: Images a batch, and for each of them 200 tokens of captions (100 on a CPU);
             chosen for the device if left out, halved when memory runs out.
         num_workers: Processes that decode images; chosen if left out.
         cache: Keep embeddings on disk and use those that are there.

@@ -300,6 +300,25 @@ def test_captions_are_encoded_in_step_with_images(tiny_clip, benchmark, monkeypa
     assert order == ["captions", "images", "captions"] * 10
 
 
+def test_towers_that_are_compiled_are_used_as_they_are(tiny_clip, triples):
+    from transformers import AutoProcessor, CLIPModel
+
+    model = CLIPModel.from_pretrained(tiny_clip, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(tiny_clip, backend="pil")
+    expected = score(model, triples, processor=processor, cache=False)
+    graphs = []
+
+    def keep_graph(graph, example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    for tower in (model.vision_model, model.text_model):
+        tower.compile(backend=keep_graph, dynamic=True)
+    logits = score(model, triples, processor=processor, cache=False)
+    np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=0)
+    assert len(graphs) >= 2
+
+
 def test_auto_takes_half_precision_only_where_it_is_twice_as_fast(tiny_clip, triples, monkeypatch):
     from hard_positives import scoring
 
