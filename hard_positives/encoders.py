@@ -236,12 +236,11 @@ class _EncodingRun:
 
     def embeds(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the unit vectors of all images, (images, D), and all captions, (captions, D)."""
-        state = _processes()
         fresh = self._encode()
-        if fresh and self.cache and state.is_main_process:
-            trim_cache()
-        for part in gather_object([fresh]) if state.num_processes > 1 else [fresh]:
+        for part in gather_object([fresh]) if _processes().num_processes > 1 else [fresh]:
             self.known.update(part)
+        if fresh and self.cache and is_main_process():  # now that no process adds to it
+            trim_cache()
         images, captions = (
             torch.from_numpy(np.stack([self.known[digest] for digest in digests]))
             for digests in (self.rows.image_digests, self.rows.caption_digests)
@@ -365,7 +364,7 @@ class _EncodingRun:
             return (time.perf_counter() - start) / plan.batch_size
 
     def _say(self) -> None:
-        if not (self.options.progress and _processes().is_main_process):
+        if not (self.options.progress and is_main_process()):
             return
         images, captions = (sum(map(len, chunks)) for chunks in (self.images, self.captions))
         device = self.encoder.device.type
