@@ -17,7 +17,7 @@ import numpy as np
 import safetensors.numpy
 from huggingface_hub.constants import HF_HOME
 
-from hard_positives.atomic import write_whole
+from hard_positives_dataset.folders import write_whole
 
 _NAME_FILE = "name.txt"
 SIZE_LIMIT = 20 * 2**30  # bytes; a ViT-B/32 takes 120 MB for the whole of REPLACE

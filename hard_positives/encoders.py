@@ -32,9 +32,9 @@ from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from hard_positives.atomic import write_whole
 from hard_positives.cache import EmbeddingCache, cache_root, trim_cache
 from hard_positives.rows import PreparedImages, RowIndex, open_image
+from hard_positives_dataset.folders import write_whole
 
 # How a family wants its captions padded. "longest" where the padding behind a caption changes
 # nothing: causal attention that is read at the end token (the first four), or an attention mask.

@@ -30,10 +30,10 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 import hard_positives_dataset
 from hard_positive_metric import compute_metrics
-from hard_positives.atomic import write_whole
 from hard_positives.encoders import ImageTextModel, Options
 from hard_positives.rows import CAPTION_COLUMNS, RowIndex, check_columns, index_rows
 from hard_positives.scoring import load_model, score_rows
+from hard_positives_dataset.folders import write_whole
 
 VIEWS = ("as_published", "clean")
 PACKAGES = ("hard-positives", "datasets", "numpy", "pillow", "tokenizers", "torch", "transformers")

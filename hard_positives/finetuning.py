@@ -38,7 +38,6 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from hard_positive_metric import compute_metrics
-from hard_positives.atomic import write_whole
 from hard_positives.encoders import DualEncoder, Options, is_main_process
 from hard_positives.evaluation import load_splits
 from hard_positives.recipes import RECIPES, Recipe, check_choice
@@ -51,6 +50,7 @@ from hard_positives.training_rows import (
     choose_texts,
     load_training_rows,
 )
+from hard_positives_dataset.folders import write_whole
 
 FIGURES = ("original_accuracy", "augmented_accuracy", "brittleness")
 _HIGHEST_SCALE = math.log(100)  # As CLIP was trained.

@@ -32,14 +32,13 @@ from datasets.utils.logging import (
     enable_progress_bar,
     is_progress_bar_enabled,
 )
-from filelock import FileLock, Timeout
 from huggingface_hub import DatasetCardData
 from tqdm import tqdm
 
-from hard_positives.atomic import write_whole
 from hard_positives.captions import Captions
 from hard_positives_dataset import build_parquet
 from hard_positives_dataset.builder import FEATURES
+from hard_positives_dataset.folders import lock_for, write_whole
 
 ENGINES = ("datasets", "ray")
 RECORD = "generation.json"
@@ -272,15 +271,7 @@ def generate(
         )
     output = Path(output_dir).resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output.with_name(f".{output.name}.lock"), timeout=0)
-    try:
-        held = lock.acquire()
-    except Timeout:
-        raise FileExistsError(
-            f"Expected {output} to be free, got another run that is writing it. Wait for it, or "
-            "choose another folder."
-        ) from None
-    with held:
+    with lock_for(output):
         run = _Run(captions, editor, output, output.with_name(f".{output.name}.parts"))
         if not run.is_complete():
             run.open()

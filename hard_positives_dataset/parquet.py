@@ -8,24 +8,23 @@ or not at all.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 from huggingface_hub import DatasetCardData
 from tqdm.auto import tqdm
+
+from .folders import new_folder
 
 # What a file of one split takes on disk before the next one begins.
 SHARD_BYTES = 500_000_000
@@ -75,7 +74,7 @@ def build_parquet(
     """
     _check(splits)
     output = Path(output_dir).resolve()
-    with _new_folder(output) as folder:
+    with new_folder(output) as folder:
         (folder / "data").mkdir()
         counts = {
             name: _write_split(name, rows, folder / "data", progress)
@@ -103,43 +102,6 @@ def _check(splits: Mapping[str, datasets.Dataset | datasets.IterableDataset]) ->
         raise ValueError(
             "Expected all splits to have the same features, got different ones. Cast them to one."
         )
-
-
-@contextmanager
-def _new_folder(output: Path) -> Iterator[Path]:
-    """A hidden folder that becomes `output` if the block succeeds, and is removed if not."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.incomplete")
-    lock = FileLock(output.with_name(f".{output.name}.lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise FileExistsError(
-            f"Expected {output} to be free, got another build that is writing it. Wait for it, or "
-            "choose another folder."
-        ) from None
-    try:
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise FileExistsError(
-                f"Expected {output} to be absent or an empty folder, got something there. Remove "
-                "it or choose another folder."
-            )
-        # Who holds the lock knows that the folder of this name belongs to a dead run.
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        yield temporary
-        os.replace(temporary, output)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise OSError(
-            error.errno,
-            f"Expected room on the disk for {output}, got: {os.strerror(error.errno)}. Nothing is "
-            "left of this build. Free space or choose another folder, and build again.",
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        lock.release()
 
 
 @dataclass

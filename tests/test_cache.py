@@ -3,7 +3,6 @@ import os
 import numpy as np
 import pytest
 
-from hard_positives.atomic import write_whole
 from hard_positives.cache import EmbeddingCache, cache_root, list_cache, trim_cache
 
 
@@ -27,14 +26,6 @@ def test_what_was_added_is_loaded(root):
     assert sorted(vectors) == ["0000", "0001", "0002", "0100", "0101", "0102"]
     expected = np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)
     np.testing.assert_array_equal(vectors["0102"], expected[2])
-
-
-def test_what_fails_while_it_is_written_leaves_what_was_there(root):
-    (root / "record").write_text("old")
-    with pytest.raises(KeyError), write_whole(root / "record") as partial:
-        partial.write_text("ne")
-        raise KeyError
-    assert [path.read_text() for path in root.iterdir()] == ["old"]
 
 
 def test_an_empty_folder_holds_nothing(root):
