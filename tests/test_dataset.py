@@ -18,6 +18,7 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 from datasets import Image as ImageFeature
+from filelock import FileLock
 from PIL import Image
 
 from hard_positives_dataset import HardPositives, build_parquet, parquet
@@ -684,7 +685,7 @@ def test_what_stands_in_the_output_folder_is_never_overwritten(
         build_parquet(rows, output, progress=False)
     assert contents(output) == {"mine.txt": b"mine"}
     (output / "mine.txt").unlink()
-    lock = parquet.FileLock(tmp_path / ".out.lock")
+    lock = FileLock(tmp_path / ".out.lock")
     with lock, pytest.raises(FileExistsError, match="another build that is writing it"):
         build_parquet(rows, output, progress=False)
     assert build_parquet(rows, output, progress=False) == output
