@@ -686,7 +686,7 @@ def test_what_stands_in_the_output_folder_is_never_overwritten(
     assert contents(output) == {"mine.txt": b"mine"}
     (output / "mine.txt").unlink()
     lock = FileLock(tmp_path / ".out.lock")
-    with lock, pytest.raises(FileExistsError, match="another build that is writing it"):
+    with lock, pytest.raises(FileExistsError, match="another process that is writing it"):
         build_parquet(rows, output, progress=False)
     assert build_parquet(rows, output, progress=False) == output
     with pytest.raises(FileExistsError):
