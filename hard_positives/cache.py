@@ -1,21 +1,23 @@
-"""Embeddings on disk, in chunks that are whole or not there.
+"""Embeddings on disk, so that nothing is encoded twice, also after a kill.
 
-A folder holds what one model, processor and dtype made; ``encoders`` decides what belongs in its
+A folder holds what one model, processor and dtype made; `identity` decides what belongs in its
 name. A chunk is a safetensors file named by the SHA-256 of its bytes and put in place by a rename,
 so a killed run leaves whole chunks only, several processes can write at once, and a chunk that was
-damaged or put there by somebody else does not pass for one.
+damaged or put there by somebody else does not pass for one. Others may empty the cache at any time.
 """
 
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
 from huggingface_hub.constants import HF_HOME
+from safetensors import SafetensorError
 
 from hard_positives_dataset.folders import write_whole
 
@@ -24,7 +26,7 @@ SIZE_LIMIT = 20 * 2**30  # bytes; a ViT-B/32 takes 120 MB for the whole of REPLA
 
 
 def cache_root() -> Path:
-    """Return where embeddings are kept: ``HARD_POSITIVES_CACHE``, or beside the Hub's own cache."""
+    """Return where embeddings are kept: `HARD_POSITIVES_CACHE`, or beside the Hub's own cache."""
     return Path(os.environ.get("HARD_POSITIVES_CACHE") or Path(HF_HOME) / "hard_positives")
 
 
@@ -39,49 +41,94 @@ class EmbeddingCache:
     Examples:
         >>> import tempfile
         >>> cache = EmbeddingCache(Path(tempfile.mkdtemp()) / "model")
-        >>> cache.add(["aa", "bb"], np.eye(2, dtype=np.float32))
-        >>> cache.load()["bb"].tolist()
-        [0.0, 1.0]
+        >>> cache.add(np.array([[1, 1], [2, 2]], np.uint8), np.eye(2, dtype=np.float32))
+        >>> found, embeds = cache.find(np.array([[2, 2], [3, 3]], np.uint8))
+        >>> found.tolist(), embeds.tolist()
+        ([True, False], [[0.0, 1.0]])
     """
 
     folder: Path
     name: str = "unknown"
 
-    def load(self) -> dict[str, np.ndarray]:
-        """Return every vector by its digest; chunks that are not whole are removed."""
-        vectors: dict[str, np.ndarray] = {}
-        for path in sorted(self.folder.glob("*.safetensors")):
-            chunk = _read_chunk(path)
-            if chunk is None:
-                path.unlink(missing_ok=True)
-                continue
-            digests = [digest.tobytes().hex() for digest in chunk["digests"]]
-            vectors.update(zip(digests, chunk["embeds"], strict=True))
-        if vectors:
-            os.utime(self.folder)  # what was used last is removed last
-        return vectors
+    def find(self, digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Look up inputs; chunks that are not whole are removed.
 
-    def add(self, digests: Sequence[str], embeds: np.ndarray) -> None:
+        Args:
+            digests: (n, 32) uint8, SHA-256 of n inputs.
+
+        Returns:
+            Which of them are there, (n,) bool, and the vectors of these, (found, D) float32.
+        """
+        places = {digest.tobytes(): place for place, digest in enumerate(digests)}
+        found = np.zeros(len(digests), bool)
+        embeds: np.ndarray | None = None
+        for keys, vectors in self._chunks():
+            here = [(places.get(key.tobytes()), row) for row, key in enumerate(keys)]
+            wanted = [pair for pair in here if pair[0] is not None]
+            if not wanted:
+                continue
+            if embeds is None:
+                embeds = np.empty((len(digests), vectors.shape[1]), np.float32)
+            at, rows = map(list, zip(*wanted, strict=True))
+            embeds[at] = vectors[rows]
+            found[at] = True
+        if embeds is None:
+            return found, np.empty((0, 0), np.float32)
+        with suppress(OSError):  # a cache can be read-only
+            os.utime(self.folder)  # what was used last is removed last
+        return found, embeds[found]
+
+    def _chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for path in sorted(self.folder.glob("*.safetensors")):
+            try:
+                content = path.read_bytes()
+            except FileNotFoundError:  # emptied in the meantime
+                continue
+            chunk = _parse_chunk(content) if _names_content(path, content) else None
+            if chunk is None:
+                with suppress(OSError):
+                    path.unlink()
+            else:
+                yield chunk["digests"], chunk["embeds"]
+
+    def add(self, digests: np.ndarray, embeds: np.ndarray) -> None:
         """Keep a chunk of vectors.
 
         Args:
-            digests: Hexadecimal digests of n inputs.
-            embeds: float32 (n, D).
+            digests: (n, 32) uint8, SHA-256 of n inputs.
+            embeds: (n, D) float32.
         """
-        keys = np.frombuffer(bytes.fromhex("".join(digests)), np.uint8).reshape(len(digests), -1)
-        content = safetensors.numpy.save({"digests": keys, "embeds": embeds})
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / _NAME_FILE).write_text(self.name, encoding="utf-8")
+        content = safetensors.numpy.save(
+            {"digests": np.ascontiguousarray(digests), "embeds": np.ascontiguousarray(embeds)}
+        )
         name = f"{hashlib.sha256(content).hexdigest()}.safetensors"
+        try:
+            self._write(name, content)
+        except FileNotFoundError:  # emptied in the meantime
+            self._write(name, content)
+
+    def _write(self, name: str, content: bytes) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        about = self.folder / _NAME_FILE
+        if not about.exists():
+            with write_whole(about) as partial:
+                partial.write_text(self.name, encoding="utf-8")
         with write_whole(self.folder / name) as partial:
             partial.write_bytes(content)
 
 
-def _read_chunk(path: Path) -> dict[str, np.ndarray] | None:
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != path.stem:
+def _names_content(path: Path, content: bytes) -> bool:
+    return hashlib.sha256(content).hexdigest() == path.stem
+
+
+def _parse_chunk(content: bytes) -> dict[str, np.ndarray] | None:
+    try:
+        chunk = safetensors.numpy.load(content)
+    except SafetensorError:
         return None
-    return safetensors.numpy.load(content)
+    digests, embeds = chunk.get("digests"), chunk.get("embeds")
+    fits = digests is not None and embeds is not None and len(digests) == len(embeds)
+    return chunk if fits else None
 
 
 @dataclass(frozen=True)
@@ -101,14 +148,17 @@ def list_cache() -> list[CachedModel]:
 
 def _cached_models() -> Iterator[CachedModel]:
     for folder in cache_root().glob("*/"):
-        about = folder / _NAME_FILE
-        name = about.read_text(encoding="utf-8") if about.is_file() else "unknown"
-        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        yield CachedModel(folder, name, size, folder.stat().st_mtime)
+        try:
+            about = folder / _NAME_FILE
+            name = about.read_text(encoding="utf-8") if about.is_file() else "unknown"
+            size = sum(path.stat().st_size for path in folder.iterdir())
+            yield CachedModel(folder, name, size, folder.stat().st_mtime)
+        except FileNotFoundError:  # emptied in the meantime
+            continue
 
 
 def trim_cache(limit: int = SIZE_LIMIT) -> list[CachedModel]:
-    """Remove the models used longest ago until the cache holds at most ``limit`` bytes.
+    """Remove the models used longest ago until the cache holds at most `limit` bytes.
 
     Args:
         limit: Bytes; 0 empties the cache.

@@ -135,8 +135,12 @@ def evaluate(
             help="The encoders' type: float32, bfloat16, float16, or auto: whichever is fast here."
         ),
     ] = "float32",
+    preprocessing: Annotated[
+        str,
+        typer.Option(help="transformers: as the model's own processor; openai: as published."),
+    ] = "transformers",
     batch_size: Annotated[
-        int | None, typer.Option(help="Images a batch. Chosen for the device if left out.")
+        int | None, typer.Option(help="Images per batch. Chosen for the device if left out.")
     ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes that decode images. Chosen if left out.")
@@ -157,7 +161,7 @@ def evaluate(
 
     from hard_positives import evaluate as evaluate_model
     from hard_positives import render_table
-    from hard_positives.encoders import is_main_process
+    from hard_positives.machine import is_main_process
 
     with _input_errors():
         if output is not None:
@@ -170,6 +174,7 @@ def evaluate(
             dataset_revision=dataset_revision,
             device=device,
             dtype=dtype,
+            preprocessing=preprocessing,
             batch_size=batch_size,
             num_workers=workers,
             cache=cache,
@@ -381,7 +386,7 @@ def finetune(
 
     from hard_positives import RECIPES
     from hard_positives import finetune as finetune_model
-    from hard_positives.encoders import is_main_process
+    from hard_positives.machine import is_main_process
     from hard_positives.recipes import check_choice
 
     changes = {

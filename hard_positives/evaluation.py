@@ -157,6 +157,7 @@ def evaluate(
     dataset_revision: str | None = None,
     device: str | None = None,
     dtype: str = "float32",
+    preprocessing: str = "transformers",
     batch_size: int | None = None,
     num_workers: int | None = None,
     cache: bool = True,
@@ -193,7 +194,14 @@ def evaluate(
     for rows in rows_by_split.values():
         check_columns(rows)
     options = Options(batch_size, num_workers, cache, progress)
-    scorer = load_model(model, processor=processor, revision=revision, device=device, dtype=dtype)
+    scorer = load_model(
+        model,
+        processor=processor,
+        revision=revision,
+        device=device,
+        dtype=dtype,
+        preprocessing=preprocessing,
+    )
     columns = ["image", *CAPTION_COLUMNS]
     index = index_rows(
         concatenate_datasets([rows.select_columns(columns) for rows in rows_by_split.values()])

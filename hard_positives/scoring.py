@@ -6,16 +6,17 @@
 here knows of accuracies (``hard_positive_metric``) or of saved results (``evaluation``).
 """
 
+import copy
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from accelerate import PartialState
 from datasets import Dataset
 from transformers import (
     MODEL_MAPPING,
@@ -36,6 +37,8 @@ from hard_positives.encoders import (
     Options,
     PairModel,
 )
+from hard_positives.machine import processes
+from hard_positives.preprocessing import PREPROCESSINGS, choose_image_processor
 from hard_positives.rows import CAPTION_COLUMNS, RowIndex, check_columns, index_rows
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -53,6 +56,7 @@ def score(
     caption_columns: Sequence[str] = CAPTION_COLUMNS,
     device: str | None = None,
     dtype: str = "float32",
+    preprocessing: str = "transformers",
     batch_size: int | None = None,
     num_workers: int | None = None,
     cache: bool = True,
@@ -68,7 +72,8 @@ def score(
 
     Args:
         model: A Hub id, a folder, ``"shapes_clip"`` (the tiny one that comes along), a loaded model
-            (then ``processor`` is needed), or a function ``(images, captions) -> logits`` of B PIL
+            (then ``processor`` is needed; the model stays as it is, and is copied where device or
+            dtype differ), or a function ``(images, captions) -> logits`` of B PIL
             images and C captions, returning (B, C), as open_clip users have in three lines. Models
             are dual encoders with ``get_image_features`` and ``get_text_features``, or matching
             heads such as ``BlipForImageTextRetrieval``. Towers may be compiled before, as by
@@ -81,10 +86,16 @@ def score(
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; the fastest present if left out.
         dtype: The encoders' type: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"``: the
             half precision that a short measurement finds twice as fast here, else float32.
-        batch_size: Images a batch, and for each of them 200 tokens of captions (100 on a CPU);
+        preprocessing: `"transformers"` prepares images as the model's own processor does;
+            `"openai"` as the published code did, for models with CLIP's image processor (see
+            `hard_positives.preprocessing`). The two differ by one pixel in a quarter of all image
+            sizes.
+        batch_size: Images per batch, and for each of them 200 tokens of captions (100 on a CPU);
             chosen for the device if left out, halved when memory runs out.
         num_workers: Processes that decode images; chosen if left out.
-        cache: Keep embeddings on disk and use those that are there.
+        cache: Keep embeddings on disk and use those that are there. A model that cannot be
+            described wholly (hooks, replaced methods, classes from outside transformers) is scored
+            without, and a warning says why.
         progress: Show progress bars where stderr is a terminal.
 
     Returns:
@@ -104,8 +115,18 @@ def score(
     """
     check_columns(dataset, caption_columns)
     options = Options(batch_size, num_workers, cache, progress)
-    scorer = load_model(model, processor=processor, revision=revision, device=device, dtype=dtype)
-    return score_rows(scorer, index_rows(dataset, caption_columns), options)
+    rows = index_rows(
+        dataset, caption_columns
+    )  # what is wrong with them shows before a model loads
+    scorer = load_model(
+        model,
+        processor=processor,
+        revision=revision,
+        device=device,
+        dtype=dtype,
+        preprocessing=preprocessing,
+    )
+    return score_rows(scorer, rows, options)
 
 
 def score_rows(model: ImageTextModel, rows: RowIndex, options: Options) -> np.ndarray:
@@ -127,31 +148,76 @@ def load_model(
     revision: str | None = None,
     device: str | None = None,
     dtype: str = "float32",
+    preprocessing: str = "transformers",
 ) -> ImageTextModel:
-    """Load a model for scoring: in evaluation mode, in ``dtype``, on ``device``.
+    """Load a model for scoring, in ``dtype``, on ``device``; a loaded one is left as it was.
 
     See :func:`score` for the arguments.
 
     Raises:
         TypeError: The model is of no known kind, or ``processor`` is missing.
-        ValueError: Unknown ``dtype`` or ``device``.
+        ValueError: Unknown ``dtype``, ``device`` or ``preprocessing``, or damaged files.
         OSError: The id or folder cannot be found (transformers' own message).
     """
-    if dtype not in (*DTYPES, "auto"):
-        raise ValueError(f"Expected dtype to be one of {[*DTYPES, 'auto']}, got {dtype!r}.")
+    for name, value, known in (
+        ("dtype", dtype, [*DTYPES, "auto"]),
+        ("preprocessing", preprocessing, list(PREPROCESSINGS)),
+    ):
+        if value not in known:
+            raise ValueError(f"Expected {name} to be one of {known}, got {value!r}.")
     target = _chosen_device(device)
     if isinstance(model, (str, Path)):
-        model, processor = _load_pretrained(model, processor, revision, target, dtype)
+        with _damage_as_value_error(str(model)):
+            model, processor = _load_pretrained(model, processor, revision, target, dtype)
     elif not isinstance(model, torch.nn.Module):
         if not callable(model):
             raise TypeError(
                 "Expected model to be a Hub id, a folder, a model or a function, got "
                 f"{type(model).__name__}."
             )
+        if preprocessing != "transformers":
+            raise ValueError(
+                f"Expected preprocessing to be left out for a function, got {preprocessing!r}. It "
+                "gets pictures and prepares them itself."
+            )
         return CallableModel(model)
-    kind = _kind_of(type(model))
+    else:
+        _kind_of(type(model))
+        model = _on_target(model, target, _chosen_dtype(dtype, target))
     _check_processor(processor)
-    return kind(model.eval().to(target, _chosen_dtype(dtype, target)), processor)
+    if _kind_of(type(model)) is DualEncoder:
+        choose_image_processor(processor.image_processor, preprocessing)  # refused here, not later
+        return DualEncoder(model, processor, preprocessing)
+    if preprocessing != "transformers":
+        raise ValueError(
+            f"Expected preprocessing 'transformers' for {type(model).__name__}, got "
+            f"{preprocessing!r}. The published code scores dual encoders only."
+        )
+    return PairModel(model, processor)
+
+
+def _on_target(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the model, or where device or dtype differ a copy: casting back would not undo it."""
+    values = [*model.parameters(), *model.buffers()]
+    floating = {value.dtype for value in values if value.is_floating_point()}
+    if {value.device for value in values} == {device} and floating <= {dtype}:
+        return model
+    return copy.deepcopy(model).to(device, dtype)
+
+
+@contextmanager
+def _damage_as_value_error(model: str) -> Iterator[None]:
+    """Name the model whose files cannot be read; the libraries raise errors of many kinds."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, ImportError):
+        raise
+    except Exception as error:  # tokenizers and safetensors raise bare exceptions
+        raise ValueError(
+            f"Expected {model} to hold a whole model with its tokenizer and image processor, got "
+            f"files that cannot be read ({type(error).__name__}: {error}). Download or save it "
+            "again."
+        ) from error
 
 
 def _load_pretrained(
@@ -181,7 +247,7 @@ def _load_pretrained(
         attn_implementation="eager" if config.model_type == "aimv2" else None,
     )
     loaded.config._commit_hash = commit  # As transformers 4 did; the signature tells it.
-    return loaded, processor
+    return loaded.to(device, _chosen_dtype(dtype, device)), processor
 
 
 def _model_class(config: PreTrainedConfig) -> type:
@@ -215,10 +281,9 @@ def _check_processor(processor: Any) -> None:
 
 def _chosen_device(device: str | None) -> torch.device:
     if device is None and "WORLD_SIZE" in os.environ:  # accelerate launch, torchrun
-        return PartialState(cpu=not torch.accelerator.is_available()).device
+        return processes().device
     if device is None:
-        found = torch.accelerator.current_accelerator(check_available=True)
-        return found or torch.device("cpu")
+        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:

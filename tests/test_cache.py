@@ -12,24 +12,35 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
+def digests(*keys: str) -> np.ndarray:
+    return np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(len(keys), -1)
+
+
 def filled(folder, *, seed: int = 0, rows: int = 3) -> EmbeddingCache:
     cache = EmbeddingCache(folder)
     embeds = np.random.default_rng(seed).normal(size=(rows, 4)).astype(np.float32)
-    cache.add([f"{seed:02x}{row:02x}" for row in range(rows)], embeds)
+    cache.add(digests(*(f"{seed:02x}{row:02x}" for row in range(rows))), embeds)
     return cache
 
 
-def test_what_was_added_is_loaded(root):
+def found(cache: EmbeddingCache) -> list[str]:
+    """Which of the digests that `filled` uses with the seeds 0 and 1 are there."""
+    keys = [f"{seed:02x}{row:02x}" for seed in (0, 1) for row in range(3)]
+    return [key for key, here in zip(keys, cache.find(digests(*keys))[0], strict=True) if here]
+
+
+def test_what_was_added_is_found_and_nothing_else(root):
     cache = filled(root / "model")
     filled(root / "model", seed=1)
-    vectors = cache.load()
-    assert sorted(vectors) == ["0000", "0001", "0002", "0100", "0101", "0102"]
-    expected = np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)
-    np.testing.assert_array_equal(vectors["0102"], expected[2])
+    here, embeds = cache.find(digests("0102", "aaaa", "0000"))
+    assert here.tolist() == [True, False, True]
+    expected = [np.random.default_rng(s).normal(size=(3, 4)).astype(np.float32) for s in (1, 0)]
+    np.testing.assert_array_equal(embeds, [expected[0][2], expected[1][0]])
 
 
 def test_an_empty_folder_holds_nothing(root):
-    assert EmbeddingCache(root / "none").load() == {}
+    here, embeds = EmbeddingCache(root / "none").find(digests("0000"))
+    assert (here.tolist(), len(embeds)) == ([False], 0)
     assert list_cache() == []
 
 
@@ -46,7 +57,7 @@ def test_a_damaged_chunk_is_removed_and_the_others_stay(root, damage):
     (chunk,) = (root / "model").glob("*.safetensors")
     filled(root / "model", seed=1)
     chunk.write_bytes(damage(chunk.read_bytes()))
-    assert sorted(cache.load()) == ["0100", "0101", "0102"]
+    assert found(cache) == ["0100", "0101", "0102"]
     assert not chunk.exists()
 
 
@@ -54,14 +65,14 @@ def test_a_foreign_file_does_not_pass_for_a_chunk(root):
     cache = filled(root / "model")
     (chunk,) = (root / "model").glob("*.safetensors")
     (root / "model" / "mine.safetensors").write_bytes(chunk.read_bytes())
-    assert len(cache.load()) == 3
+    assert len(found(cache)) == 3
     assert not (root / "model" / "mine.safetensors").exists()
 
 
 def test_a_half_written_chunk_does_not_count(root):
     cache = filled(root / "model")
     (root / "model" / "0123.partial").write_bytes(b"half of a chunk")
-    assert len(cache.load()) == 3
+    assert len(found(cache)) == 3
 
 
 def test_the_models_used_longest_ago_are_removed_first(root):
@@ -70,7 +81,7 @@ def test_the_models_used_longest_ago_are_removed_first(root):
         os.utime(root / name, (1e9 - age, 1e9 - age))
     size = list_cache()[0].size
     assert [model.folder.name for model in trim_cache(2 * size)] == ["old"]
-    EmbeddingCache(root / "middle").load()  # used just now
+    found(EmbeddingCache(root / "middle"))  # used just now
     assert [model.folder.name for model in trim_cache(size)] == ["new"]
     assert [model.folder.name for model in trim_cache(0)] == ["middle"]
     assert list_cache() == []

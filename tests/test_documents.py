@@ -27,6 +27,7 @@ MODULES = [
     "hard_positives.rows",
     "hard_positives.cache",
     "hard_positives.encoders",
+    "hard_positives.preprocessing",
     "hard_positives.scoring",
     "hard_positives.evaluation",
     "hard_positives.recipes",

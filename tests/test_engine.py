@@ -1,5 +1,6 @@
 """The scorer under load: cache, kills, processes, workers, batch sizes."""
 
+import json
 import os
 import random
 import signal
@@ -16,8 +17,9 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
 from hard_positive_metric import compute_metrics
-from hard_positives import EvaluationResult, encoders, evaluate, score
+from hard_positives import EvaluationResult, encoders, encoding, evaluate, score
 from hard_positives.cache import EmbeddingCache, list_cache
+from hard_positives.machine import Plan, fastest_plan
 
 COUNTS = ("num_all_above", "num_only_caption_above", "num_none_above", "num_tied", "num_brittle")
 
@@ -173,19 +175,71 @@ def saved_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+# Every process notes who it is and what it encoded; caches can be one or one per process.
+PROCESS = """
+import atexit, json, os, sys
+rank, notes, own_caches = os.environ["RANK"], sys.argv.pop(1), sys.argv.pop(1) == "own"
+if own_caches:
+    os.environ["HARD_POSITIVES_CACHE"] += "-" + rank
+from hard_positives import encoders, encoding
+from hard_positives.cli import app
+from hard_positives.machine import processes
+
+encoding.IMAGES_PER_CHUNK, encoding.CAPTIONS_PER_CHUNK = 30, 100
+note = {"pid": os.getpid(), "images": 0, "captions": 0}
+for name in ("images", "captions"):
+    def counting(self, batch, name=name, original=getattr(encoders.DualEncoder, "embed_" + name)):
+        embeds = original(self, batch)
+        note[name] += len(embeds)
+        return embeds
+    setattr(encoders.DualEncoder, "embed_" + name, counting)
+
+def write():
+    note["processes"] = processes().num_processes
+    with open(f"{notes}/{rank}.json", "w") as file:
+        json.dump(note, file)
+
+atexit.register(write)
+app()
+"""
+
+
 @pytest.mark.slow
-def test_two_processes_give_the_counts_of_one_and_every_row_once(tiny_clip, benchmark, tmp_path):
+@pytest.mark.parametrize(
+    ("caches", "full"),
+    [("one", []), ("own", []), ("own", [0]), ("own", [1])],
+    ids=["one empty cache", "two empty caches", "the first full", "the second full"],
+)
+def test_two_processes_give_the_logits_of_one_and_encode_everything_once(
+    tiny_clip, benchmark, tmp_path, own_cache, monkeypatch, caches, full
+):
+    monkeypatch.setattr(encoding, "IMAGES_PER_CHUNK", 30)
+    monkeypatch.setattr(encoding, "CAPTIONS_PER_CHUNK", 100)
+    for rank in full:
+        monkeypatch.setenv("HARD_POSITIVES_CACHE", f"{own_cache}-{rank}")
+        evaluate(tiny_clip, benchmark)
+    monkeypatch.setenv("HARD_POSITIVES_CACHE", str(own_cache))
     one = evaluate(tiny_clip, benchmark, cache=False)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    (tmp_path / "process.py").write_text(PROCESS)
+    (tmp_path / "notes").mkdir()
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    launch += [str(tmp_path / "process.py"), str(tmp_path / "notes"), caches]
     done = subprocess.run(
-        [*launch, *command(tiny_clip, benchmark, tmp_path / "two")],
+        [*launch, *command(tiny_clip, benchmark, tmp_path / "two")[2:]],
         capture_output=True,
         text=True,
-        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
+    notes = [json.loads(path.read_text()) for path in sorted((tmp_path / "notes").iterdir())]
+    assert len({note["pid"] for note in notes}) == 2
+    assert [note["processes"] for note in notes] == [2, 2]
+    for name, distinct in {"images": 300, "captions": 1500}.items():
+        counts = [note[name] for note in notes]
+        assert [count > 0 for count in counts] == [rank not in full for rank in (0, 1)]
+        assert full or sum(counts) == distinct
     two = EvaluationResult.load(tmp_path / "two")
+    np.testing.assert_allclose(two.logits, one.logits, atol=1e-5, rtol=0)
     assert counts_of(two.logits) == counts_of(one.logits)
     assert two.scores["id"].equals(one.scores["id"])
     assert done.stdout.count("REPLACE humans") == 1  # one process prints
@@ -196,8 +250,8 @@ def test_a_run_killed_again_and_again_ends_with_the_bytes_of_one_that_was_not(
     tiny_clip, benchmark, tmp_path, own_cache
 ):
     # Small chunks, so that kills fall between many of them.
-    small = "from hard_positives import encoders; encoders.IMAGES_A_CHUNK = 8; "
-    small += "encoders.CAPTIONS_A_CHUNK = 64; from hard_positives.cli import app; app()"
+    small = "from hard_positives import encoding; encoding.IMAGES_PER_CHUNK = 8; "
+    small += "encoding.CAPTIONS_PER_CHUNK = 64; from hard_positives.cli import app; app()"
     arguments = command(tiny_clip, benchmark, tmp_path / "killed")[2:]
     run = [sys.executable, "-c", small, *arguments]
     chunks_seen, kills, random_times = [], 0, random.Random(0)
@@ -230,32 +284,44 @@ def test_a_run_killed_again_and_again_ends_with_the_bytes_of_one_that_was_not(
 
 
 @pytest.fixture
-def measured(monkeypatch) -> list[encoders._Plan]:
+def measured(monkeypatch) -> list[Plan]:
     """Pretends that a batch of 64 is best, and two threads on a machine that shows eight."""
     plans = []
 
-    def seconds(self, plan: encoders._Plan) -> float:
+    def seconds(self, plan: Plan, image) -> float:
         plans.append(plan)
         return abs(plan.threads - 2) + 1 / plan.batch_size
 
-    monkeypatch.setattr(encoders, "MEASURED_FROM", 5)
-    monkeypatch.setattr(encoders._EncodingRun, "_seconds_an_image", seconds)
+    monkeypatch.setattr(encoding, "MEASURED_FROM", 5)
+    monkeypatch.setattr(encoding._Run, "_seconds_per_image", seconds)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     return plans
 
 
-def test_threads_are_halved_while_that_helps(tiny_clip, triples, measured, monkeypatch):
+def test_threads_are_halved_while_that_helps():
+    tried = []
+
+    def seconds(plan: Plan) -> float:
+        tried.append(plan.threads)
+        return abs(plan.threads - 2) + 1 / plan.batch_size
+
+    assert fastest_plan(seconds, 8) == Plan(2, 64)
+    assert tried == [8, 8, 4, 2, 1, 2, 2, 2]
+
+
+def test_the_threads_of_the_plan_are_used_and_then_as_many_as_before(
+    tiny_clip, triples, measured, monkeypatch
+):
     used = []
     monkeypatch.setattr(torch, "set_num_threads", used.append)
     score(tiny_clip, triples, num_workers=0)
-    assert [plan.threads for plan in measured] == [8, 8, 4, 2, 1, 2, 2, 2]
-    assert used == [2, 8]  # while encoding, and as it was
+    assert used == [2, 8]
 
 
 def test_a_resumed_run_computes_as_it_began(tiny_clip, benchmark, measured, own_cache, monkeypatch):
-    monkeypatch.setattr(encoders, "MEASURED_FROM", 200)
-    monkeypatch.setattr(encoders, "IMAGES_A_CHUNK", 100)
+    monkeypatch.setattr(encoding, "MEASURED_FROM", 200)
+    monkeypatch.setattr(encoding, "IMAGES_PER_CHUNK", 100)
     evaluate(tiny_clip, benchmark)
     expected = saved_bytes(next(own_cache.iterdir()))
     times_measured = len(measured)
@@ -279,23 +345,22 @@ def test_a_resumed_run_computes_as_it_began(tiny_clip, benchmark, measured, own_
 def test_measuring_changes_nothing(tiny_clip, triples, monkeypatch):
     threads = torch.get_num_threads()
     expected = score(tiny_clip, triples, cache=False, batch_size=32)
-    monkeypatch.setattr(encoders, "MEASURED_FROM", 5)
+    monkeypatch.setattr(encoding, "MEASURED_FROM", 5)
     np.testing.assert_allclose(score(tiny_clip, triples), expected, atol=1e-5, rtol=0)
     assert torch.get_num_threads() == threads
 
 
 def test_captions_are_encoded_in_step_with_images(tiny_clip, benchmark, monkeypatch):
-    monkeypatch.setattr(encoders, "IMAGES_A_CHUNK", 30)
-    monkeypatch.setattr(encoders, "CAPTIONS_A_CHUNK", 75)
+    monkeypatch.setattr(encoding, "IMAGES_PER_CHUNK", 30)
+    monkeypatch.setattr(encoding, "CAPTIONS_PER_CHUNK", 75)
     order = []
-    for name in ("images", "captions"):
-        encode = getattr(encoders._EncodingRun, f"_encode_{name}")
+    add = EmbeddingCache.add
 
-        def noting(self, chunk, bar, name=name, encode=encode):
-            order.append(name)
-            return encode(self, chunk, bar)
+    def noting(self, digests, embeds):
+        order.append("images" if len(digests) == 30 else "captions")
+        add(self, digests, embeds)
 
-        monkeypatch.setattr(encoders._EncodingRun, f"_encode_{name}", noting)
+    monkeypatch.setattr(EmbeddingCache, "add", noting)
     evaluate(tiny_clip, benchmark)
     assert order == ["captions", "images", "captions"] * 10
 
@@ -343,4 +408,3 @@ def test_the_cache_command_shows_and_empties_it(tiny_clip, triples, own_cache):
     emptied = CliRunner().invoke(app, ["cache", "--empty"])
     assert emptied.exit_code == 0
     assert list_cache() == []
-    assert EmbeddingCache(own_cache / "any").load() == {}

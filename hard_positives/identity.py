@@ -1,0 +1,321 @@
+"""What a logit depends on besides the picture and the caption: the signature and the cache's key.
+
+Weights alone do not make an embedding. So here everything is described that a model, its processor
+and torch bring along: tensors, configuration, classes, the plain attributes of every module (an
+adapter's scaling is one), the tokenizer, switches of precision. What cannot be described so, such
+as a hook, has a `problem`, and its embeddings are not kept.
+"""
+
+import hashlib
+import json
+import platform
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from types import FunctionType, MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import ImageFile
+from torch.nn.modules import module as torch_module
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+# Whose code is known by its version. Remote code has no version that could be told.
+_KNOWN_PACKAGES = {"torch", "transformers", "tokenizers", "peft", "huggingface_hub", "numpy"}
+_KNOWN_PACKAGES |= {"hard_positives", *sys.stdlib_module_names}
+_VERSIONS = ("numpy", "peft", "pillow", "tokenizers", "torch", "torchvision", "transformers")
+# Names, and what concerns loading, saving and training: none of it changes a logit.
+_NOT_OF_CONFIGS = {"_name_or_path", "name_or_path", "transformers_version", "architectures"}
+_NOT_OF_CONFIGS |= {"dtype", "torch_dtype", "_commit_hash", "base_model_name_or_path", "revision"}
+_NOT_OF_MODULES = {*vars(torch.nn.Module()), "name_or_path", "gradient_checkpointing"}
+_NOT_OF_MODULES |= {"_is_hf_initialized", "_weight_conversions", "all_tied_weights_keys"}
+_NOT_OF_MODULES |= {"_no_split_modules", "_skip_keys_device_placement"}
+_PLANS_AND_KEYS = re.compile("_(tp|pp|ep|fsdp)_plan|_keep_in_fp32.*|_keys_to_ignore.*")
+_NOT_OF_TOKENIZERS = {"name_or_path", "init_inputs", "init_kwargs", "deprecation_warnings"}
+_NOT_OF_TOKENIZERS |= {"_tokenizer", "verbose", "backend", "files_loaded"}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What one model's logits depend on.
+
+    Attributes:
+        description: For the signature: `model`, `processor`, `dtype`, `device`, `machine` and
+            `precision`; texts, numbers and hashes.
+        problem: Why embeddings of this model cannot be kept, since something that changes them is
+            not in the description; empty where they can.
+    """
+
+    description: dict[str, Any]
+    problem: str
+
+    @property
+    def cache_key(self) -> str:
+        """Name everything that an embedding depends on, apart from what is embedded."""
+        model = dict(self.description["model"])
+        for name in ("id", "revision"):  # the same by whatever name it came
+            del model[name]
+        identity = {**self.description, "model": model, "versions": _versions()}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def identify(model: PreTrainedModel, processor: ProcessorMixin, preprocessing: str) -> Identity:
+    """Describe a model, its processor and the state of torch.
+
+    Args:
+        model: On the device and in the type that it runs in.
+        processor: With `image_processor` and `tokenizer`.
+        preprocessing: By which name the images' preparation was chosen.
+    """
+    problems = _problems(model, processor)
+    problem = next(problems, "")
+    structure, images, words = (
+        _hash_or_none(describe)
+        for describe in (
+            lambda: _structure(model),
+            lambda: _image_processor_state(processor.image_processor),
+            lambda: _tokenizer_state(processor.tokenizer),
+        )
+    )
+    weights = _weights_hash(model)
+    if not problem and None in (structure, images, words, weights):
+        problem = "it has a part whose state no hash can hold"
+    description = {
+        "model": {
+            "id": model.name_or_path or type(model).__name__,
+            "revision": getattr(model.config, "_commit_hash", None),
+            "architecture": type(model).__name__,
+            "weights_sha256": weights,
+            "structure_sha256": structure,
+            "attention": getattr(model.config, "_attn_implementation", None),
+            "adapters": _active_adapters(model),
+        },
+        "processor": {
+            "image_processor": type(processor.image_processor).__name__,
+            "preprocessing": preprocessing,
+            "truncated_images": "filled" if ImageFile.LOAD_TRUNCATED_IMAGES else "refused",
+            "sha256": images and words and _hash([images, words]),
+        },
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "machine": _machine(model.device),
+        "precision": _precision(),
+    }
+    return Identity(description, problem)
+
+
+def _problems(model: PreTrainedModel, processor: ProcessorMixin) -> Iterator[str]:
+    """What can change an embedding and cannot be put into a hash, in words."""
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        yield "torch has a forward hook for all modules"
+    for name, module in model.named_modules():
+        place = f"{type(module).__name__} {name}".rstrip()
+        if module._forward_hooks or module._forward_pre_hooks:
+            yield f"{place} has a forward hook"
+        yield from (f"{place} has {what}" for what in _replaced(module))
+    for name in {getattr(config, "_attn_implementation", None) for config in _configs(model)}:
+        function = ALL_ATTENTION_FUNCTIONS.get(name)
+        if function is not None and not _is_known(function):
+            yield f"its attention {name} comes from {function.__module__}"
+    for part in (processor.image_processor, processor.tokenizer):
+        yield from (f"{type(part).__name__} has {what}" for what in _replaced(part))
+
+
+def _replaced(part: Any) -> Iterator[str]:
+    """Code of an object that no version of a known package names."""
+    unknown = _unknown_code(type(part))
+    if unknown:
+        yield unknown
+    for name, value in vars(part).items():
+        if name != "_compiled_call_impl" and callable(value) and callable(_of_class(part, name)):
+            yield f"a {name} of its own"
+
+
+def _of_class(part: Any, name: str) -> Any:
+    return getattr(type(part), name, None)
+
+
+@cache
+def _unknown_code(kind: type) -> str:
+    for base in kind.__mro__:
+        if not _is_known(base):
+            return f"code from {base.__module__} ({base.__qualname__})"
+        for name, value in vars(base).items():
+            if isinstance(value, FunctionType) and not _is_known(value):
+                return f"a {name} from {value.__module__}"
+    return ""
+
+
+def _is_known(code: Any) -> bool:
+    return (getattr(code, "__module__", None) or "builtins").split(".")[0] in _KNOWN_PACKAGES
+
+
+def _structure(model: PreTrainedModel) -> list[Any]:
+    """Classes, configurations and plain attributes of all modules."""
+    configs = {id(config): _plain(config) for config in _configs(model)}
+    adapters = _plain(getattr(model, "peft_config", None))
+    modules = [
+        [name, _class_name(type(module)), _attributes(module)]
+        for name, module in model.named_modules()
+    ]
+    return [list(configs.values()), adapters, modules]
+
+
+def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
+    found = (getattr(module, "config", None) for module in model.modules())
+    return list({id(config): config for config in found if config is not None}.values())
+
+
+def _attributes(module: torch.nn.Module) -> dict[str, Any]:
+    return {
+        name: "compiled" if name == "_compiled_call_impl" else _plain(value)
+        for name, value in sorted(vars(module).items())
+        if name not in _NOT_OF_MODULES
+        and not _PLANS_AND_KEYS.fullmatch(name)
+        and name not in ("config", "peft_config", "generation_config")
+    }
+
+
+def _image_processor_state(image_processor: Any) -> Any:
+    return [_class_name(type(image_processor)), _plain(vars(image_processor))]
+
+
+def _tokenizer_state(tokenizer: Any) -> Any:
+    state = {name: v for name, v in vars(tokenizer).items() if name not in _NOT_OF_TOKENIZERS}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        content = json.loads(backend.to_str())
+        # The last call's, not the tokenizer's own.
+        state["backend"] = {k: v for k, v in content.items() if k not in ("padding", "truncation")}
+    else:
+        state["vocabulary"] = tokenizer.get_vocab()
+    return [_class_name(type(tokenizer)), _plain(state)]
+
+
+class _UndescribableError(TypeError):
+    pass
+
+
+def _plain(value: Any) -> Any:
+    """Turn a value into what JSON can hold, the same in every process."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, PreTrainedConfig):
+        # Not to_dict, which leaves out the attention and takes model_type from the class.
+        return [_class_name(type(value)), value.model_type, _plain(vars(value))]
+    if isinstance(value, Mapping):
+        pairs = [[_plain(key), _plain(part)] for key, part in _without_names(value).items()]
+        return sorted(pairs, key=json.dumps)
+    if isinstance(value, (set, frozenset)):
+        return sorted((_plain(part) for part in value), key=json.dumps)
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, (torch.dtype, torch.device, Enum, re.Pattern)):
+        return str(value)
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain(value.tolist())
+    if isinstance(value, (type, FunctionType, MethodType)) and _is_known(value):
+        return _class_name(value)
+    if hasattr(value, "serialized_model_proto"):  # SentencePiece
+        return hashlib.sha256(value.serialized_model_proto()).hexdigest()
+    if not isinstance(value, torch.nn.Module) and not _unknown_code(type(value)):
+        content = value.__getstate__()  # AddedToken and the like
+        return [_class_name(type(value)), _plain(content)]
+    raise _UndescribableError(f"{type(value).__module__}.{type(value).__qualname__}")
+
+
+def _without_names(values: Mapping) -> dict:
+    return {key: part for key, part in values.items() if key not in _NOT_OF_CONFIGS}
+
+
+def _class_name(kind: Any) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _hash_or_none(describe: Callable[[], Any]) -> str | None:
+    try:
+        return _hash(describe())
+    except (_UndescribableError, RecursionError):
+        return None
+
+
+def _hash(plain: Any) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _weights_hash(model: PreTrainedModel) -> str | None:
+    """Hash all tensors, also buffers that `state_dict` leaves out; None if one is no plain one."""
+    tensors = {**model.state_dict(), **dict(model.named_buffers())}
+    if not all(map(_is_plain_tensor, tensors.values())):
+        return None
+    # Tensor by tensor, so that all cores can hash (hashlib lets go of the GIL).
+    with ThreadPoolExecutor() as pool:
+        names, values = zip(*sorted(tensors.items()), strict=True)
+        return hashlib.sha256(b"".join(pool.map(_tensor_hash, names, values))).hexdigest()
+
+
+def _is_plain_tensor(values: Any) -> bool:
+    return (
+        type(values) in (torch.Tensor, torch.nn.Parameter)
+        and values.layout == torch.strided
+        and not values.is_quantized
+        and not values.is_meta
+    )
+
+
+def _tensor_hash(name: str, values: torch.Tensor) -> bytes:
+    digest = hashlib.sha256(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+    digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.digest()
+
+
+def _active_adapters(model: PreTrainedModel) -> list[str]:
+    """The adapters that are switched on, as PEFT's layers have it."""
+    names: dict[str, None] = {}
+    for module in model.modules():
+        if hasattr(module, "active_adapters") and not getattr(module, "disable_adapters", True):
+            names |= dict.fromkeys(module.active_adapters)
+    return list(names)
+
+
+def _machine(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+
+
+def _precision() -> dict[str, str]:
+    """The switches that let torch compute float32 with fewer bits."""
+    switches = {
+        "float32": torch.backends,
+        "cuda_matmul": torch.backends.cuda.matmul,
+        "cudnn_conv": getattr(torch.backends.cudnn, "conv", None),
+        "mkldnn_matmul": getattr(torch.backends.mkldnn, "matmul", None),
+        "mkldnn_conv": getattr(torch.backends.mkldnn, "conv", None),
+    }
+    found = {name: getattr(of, "fp32_precision", None) for name, of in switches.items()}
+    for half in ("fp16", "bf16"):
+        name = f"allow_{half}_reduced_precision_reduction"
+        found[name] = getattr(torch.backends.cuda.matmul, name, None)
+    if None in (found["float32"], found["mkldnn_matmul"]):  # torch before 2.9
+        found["float32_matmul"] = torch.get_float32_matmul_precision()
+        found["cudnn_tf32"] = torch.backends.cudnn.allow_tf32
+    # "none" stands for the default, which is that of IEEE.
+    plain = {name: str(value) for name, value in found.items() if value is not None}
+    return {name: "ieee" if value == "none" else value for name, value in plain.items()}
+
+
+@cache
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _VERSIONS:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
