@@ -104,8 +104,9 @@ class EmbeddingCache:
         name = f"{hashlib.sha256(content).hexdigest()}.safetensors"
         try:
             self._write(name, content)
-        except FileNotFoundError:  # emptied in the meantime
-            self._write(name, content)
+        except (FileNotFoundError, FileExistsError):  # emptied in the meantime
+            if self.folder.is_file():
+                raise
 
     def _write(self, name: str, content: bytes) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

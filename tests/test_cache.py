@@ -1,7 +1,12 @@
+import hashlib
 import os
+import platform
+import shutil
+import threading
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from hard_positives.cache import EmbeddingCache, cache_root, list_cache, trim_cache
 
@@ -91,3 +96,43 @@ def test_the_cache_stands_beside_the_hubs_where_nothing_else_is_said(monkeypatch
     monkeypatch.delenv("HARD_POSITIVES_CACHE", raising=False)
     assert cache_root().name == "hard_positives"
     assert str(cache_root().parent) == os.environ["HF_HOME"]
+
+
+def test_what_is_no_chunk_within_is_removed_though_its_name_is_right(root):
+    cache = filled(root / "model")
+    for content in (b"no safetensors at all", safetensors.numpy.save({"digests": np.ones(3)})):
+        path = root / "model" / f"{hashlib.sha256(content).hexdigest()}.safetensors"
+        path.write_bytes(content)
+    assert len(found(cache)) == 3
+    assert len(list((root / "model").glob("*.safetensors"))) == 1
+
+
+def test_a_cache_that_others_empty_all_the_time_raises_nothing(root):
+    cache, done = EmbeddingCache(root / "model"), threading.Event()
+
+    def empty():
+        while not done.is_set():
+            shutil.rmtree(root / "model", ignore_errors=True)
+
+    thread = threading.Thread(target=empty)
+    thread.start()
+    try:
+        for round_ in range(300):
+            filled(root / "model", seed=round_ % 2)
+            found(cache)
+            list_cache()
+    finally:
+        done.set()
+        thread.join()
+    filled(root / "model")
+    assert found(cache) == ["0000", "0001", "0002"]
+
+
+def test_the_size_counts_what_killed_writers_left_and_the_next_chunk_removes_it(root):
+    filled(root / "model")
+    before = list_cache()[0].size
+    left = root / "model" / f".chunk.{platform.node()}.{2**22 + 1}.{'0' * 32}.partial"
+    left.write_bytes(bytes(1000))
+    assert list_cache()[0].size == before + 1000
+    filled(root / "model", seed=1)
+    assert not left.exists()

@@ -3,10 +3,12 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -408,3 +410,79 @@ def test_the_cache_command_shows_and_empties_it(tiny_clip, triples, own_cache):
     emptied = CliRunner().invoke(app, ["cache", "--empty"])
     assert emptied.exit_code == 0
     assert list_cache() == []
+
+
+def a_file_in_its_place(folder: Path) -> None:
+    folder.write_text("no folder")
+
+
+def a_read_only_disk(folder: Path) -> None:
+    mount(folder, "ro,size=1m")
+
+
+def a_full_disk(folder: Path) -> None:
+    mount(folder, "size=4k")
+    (folder / "full").write_bytes(bytes(4096))
+
+
+def mount(folder: Path, options: str) -> None:
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("this container may not mount")
+
+
+@pytest.mark.parametrize("fault", [a_file_in_its_place, a_read_only_disk, a_full_disk])
+def test_a_cache_that_cannot_be_used_costs_one_warning(tiny_clip, triples, own_cache, fault):
+    expected = score(tiny_clip, triples, cache=False)
+    fault(own_cache)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            logits = score(tiny_clip, triples)
+    finally:
+        subprocess.run(["umount", str(own_cache)], capture_output=True)
+    np.testing.assert_array_equal(logits, expected)
+    told = [str(w.message) for w in caught if "cannot be used" in str(w.message)]
+    assert len(told) == 1
+    assert str(own_cache) in told[0]
+    assert "HARD_POSITIVES_CACHE" in told[0]
+
+
+def test_a_read_only_cache_is_still_read(tiny_clip, triples, own_cache, encoded):
+    expected = score(tiny_clip, triples)
+    kept = own_cache.rename(own_cache.with_name("kept"))
+    mount(own_cache, "size=8m")
+    shutil.copytree(kept, own_cache, dirs_exist_ok=True)
+    try:
+        remount = ["mount", "-o", "remount,ro", str(own_cache)]
+        subprocess.run(remount, check=True, capture_output=True)
+        np.testing.assert_array_equal(score(tiny_clip, triples), expected)
+    finally:
+        subprocess.run(["umount", str(own_cache)], check=True)
+    assert encoded["images"] == 10
+
+
+def test_vectors_that_are_not_finite_are_not_kept(tiny_clip, triples, own_cache, monkeypatch):
+    embed_images = encoders.DualEncoder.embed_images
+    monkeypatch.setattr(
+        encoders.DualEncoder, "embed_images", lambda self, inputs: embed_images(self, inputs) / 0
+    )
+    with pytest.raises(ValueError, match="finite"):
+        score(tiny_clip, triples)
+    monkeypatch.undo()
+    monkeypatch.setenv("HARD_POSITIVES_CACHE", str(own_cache))
+    expected = score(tiny_clip, triples, cache=False)
+    np.testing.assert_array_equal(score(tiny_clip, triples), expected)
+
+
+def test_a_damaged_plan_is_measured_again(tiny_clip, triples, measured, own_cache):
+    expected = score(tiny_clip, triples)
+    (plan,) = own_cache.glob("*/plan_*.json")
+    times = len(measured)
+    for content in ("", "[]", '{"threads": 2}', "\x00"):
+        plan.write_text(content)
+        for chunk in own_cache.glob("*/*.safetensors"):
+            chunk.unlink()
+        np.testing.assert_array_equal(score(tiny_clip, triples), expected)
+    assert len(measured) == 5 * times
