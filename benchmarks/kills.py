@@ -115,10 +115,10 @@ def main() -> None:
         results = killed / "result" / "results.json"
         if not results.exists() and start(options, killed).wait():
             sys.exit("The last run failed.")
-        from hard_positives.encoders import CAPTIONS_A_CHUNK, IMAGES_A_CHUNK
+        from hard_positives.encoding import CAPTIONS_PER_CHUNK, IMAGES_PER_CHUNK
 
         signature = json.loads(results.read_text())["signature"]
-        for name, size in {"images": IMAGES_A_CHUNK, "captions": CAPTIONS_A_CHUNK}.items():
+        for name, size in {"images": IMAGES_PER_CHUNK, "captions": CAPTIONS_PER_CHUNK}.items():
             again = encoded(killed)[f"embed_{name}"] - signature[f"num_distinct_{name}"]
             print(f"{again} {name} encoded again, {again / size / max(1, done):.2f} chunks a kill")
         same = result_bytes(killed) == result_bytes(whole)
