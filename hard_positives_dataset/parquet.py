@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from huggingface_hub import DatasetCardData
 from tqdm.auto import tqdm
 
+from .content import ContentHash
 from .folders import new_folder
 
 # What a file of one split takes on disk before the next one begins.
@@ -116,6 +117,7 @@ class _Counts:
     categories: Counter = field(default_factory=Counter)
     flaws: Counter = field(default_factory=Counter)
     flawed_rows: int = 0
+    content: ContentHash = field(default_factory=ContentHash)
 
     def add(self, row: dict, new_image: bool) -> None:
         content = row["image"]["bytes"]
@@ -144,7 +146,7 @@ def _write_split(
     shards = []
     with tqdm(encoded, f"Writing {split}", total, unit="row", disable=not progress) as bar:
         groups = _row_groups(bar, split, counts)
-        while shard := _write_shard(groups, schema, folder / f"{split}.{len(shards)}"):
+        while shard := _write_shard(groups, schema, folder / f"{split}.{len(shards)}", counts):
             shards.append(shard)
     if not shards:
         raise ValueError(f"Expected split {split} to have rows, got none.")
@@ -175,7 +177,9 @@ def _row_groups(rows: Iterable[dict], split: str, counts: _Counts) -> Iterator[l
         yield group
 
 
-def _write_shard(groups: Iterator[list[dict]], schema: pa.Schema, path: Path) -> Path | None:
+def _write_shard(
+    groups: Iterator[list[dict]], schema: pa.Schema, path: Path, counts: _Counts
+) -> Path | None:
     """Write groups until the file is full; None where no group is left."""
     group = next(groups, None)
     if group is None:
@@ -184,7 +188,9 @@ def _write_shard(groups: Iterator[list[dict]], schema: pa.Schema, path: Path) ->
     options = {"use_dictionary": True, "dictionary_pagesize_limit": 1 << 30}
     with closing(pq.ParquetWriter(path, schema, **options)) as writer:
         while group is not None:
-            writer.write_table(pa.Table.from_pylist(group, schema))
+            table = pa.Table.from_pylist(group, schema)
+            writer.write_table(table)
+            counts.content.add_table(table)
             full = path.stat().st_size >= SHARD_BYTES
             group = None if full else next(groups, None)
     return path
@@ -228,6 +234,8 @@ rows = load_dataset("<this folder or repository>", split="{next(iter(splits))}")
 
 Rows of one image stand together; the number in `id` is the row's place in its source.
 
+{_content_lines(counts)}
+
 ## Flaws
 
 {_flaw_table(counts)}
@@ -246,7 +254,12 @@ Rows of one image stand together; the number in `id` is the row's place in its s
 
 def _card_metadata(splits: Mapping[str, datasets.Dataset], counts: dict[str, _Counts]) -> str:
     files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in splits]
-    data = DatasetCardData(configs=[{"config_name": "default", "data_files": files}])
+    data = DatasetCardData(
+        configs=[{"config_name": "default", "data_files": files}],
+        hard_positives={
+            "content_sha256": {name: count.content.hexdigest() for name, count in counts.items()}
+        },
+    )
     info = datasets.DatasetInfo(
         features=next(iter(splits.values())).features,
         splits=datasets.SplitDict(
@@ -270,6 +283,11 @@ def _count_table(counts: dict[str, _Counts]) -> str:
         + f"{count.rows - count.flawed_rows:,} |"
         for name, count in counts.items()
     )
+
+
+def _content_lines(counts: dict[str, _Counts]) -> str:
+    lines = [f"* `{name}`: `{count.content.hexdigest()}`" for name, count in counts.items()]
+    return "\n".join(["SHA-256 of every column of every row, images by their bytes:", "", *lines])
 
 
 def _flaw_table(counts: dict[str, _Counts]) -> str:

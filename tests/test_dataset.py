@@ -1,5 +1,7 @@
 """The data: published pairs to rows, images to what is scored, rows to a Parquet folder."""
 
+import copy
+import hashlib
 import http.server
 import io
 import json
@@ -17,6 +19,7 @@ from pathlib import Path
 import datasets
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from datasets import Image as ImageFeature
 from filelock import FileLock
 from PIL import Image
@@ -27,6 +30,8 @@ from hard_positives_dataset.annotations import (
     read_triples,
     substitution,
 )
+from hard_positives_dataset.builder import FEATURES
+from hard_positives_dataset.content import ContentHash, content_of
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("HARD_POSITIVES_DATA", ROOT.parent / "shared" / "data")) / "replace"
@@ -672,6 +677,45 @@ def test_the_folder_is_read_with_nothing_of_ours(builder, annotations, images, t
     card = (folder / "README.md").read_text()
     assert "| `replace` | 8 | attribute 4, relation 4 | 4 | 18 | 3 |" in card
     assert "NOT the published files" in card and "CC BY 4.0" in card and "@inproceedings" in card
+
+
+def card_metadata(folder):
+    return yaml.safe_load((folder / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+
+
+def test_the_card_states_the_content_of_each_split_as_anybody_reads_it(
+    builder, annotations, images, tmp_path
+):
+    made = builder(annotations, images)
+    folder = build_parquet(made.as_streaming_dataset(), tmp_path / "out", progress=False)
+    stated = card_metadata(folder)["hard_positives"]["content_sha256"]
+    assert list(stated) == ["replace", "swap"]
+    for split, digest in stated.items():
+        rows = datasets.load_dataset(str(folder), split=split, cache_dir=str(tmp_path / "c"))
+        digests = [hashlib.sha256(row["image"]["bytes"]).hexdigest() for row in raw(rows)]
+        by_hand = ContentHash()
+        for row, image in zip(raw(rows), digests, strict=True):
+            by_hand.add({**row, "image": image})
+        assert digest == by_hand.hexdigest() == content_of(rows) == content_of(rows, digests)
+        assert digest in (folder / "README.md").read_text().split("---\n")[2]
+
+
+@pytest.mark.parametrize("column", ["id", "image", "caption", "image_id", "bbox", "flaws"])
+def test_any_other_cell_is_another_content(builder, annotations, images, column):
+    rows = stream(builder(annotations, images))["swap"]
+    other = copy.deepcopy(rows)
+    value = {"image": {"bytes": PICTURES[1], "path": None}, "bbox": None, "flaws": ["duplicate"]}
+    other[1][column] = value.get(column, "other")
+    assert (
+        len({content_of(datasets.Dataset.from_list(part, FEATURES)) for part in (rows, other)}) == 2
+    )
+
+
+def test_the_bundled_worlds_card_states_its_content():
+    folder = ROOT / "hard_positives_dataset"
+    stated = card_metadata(folder)["hard_positives"]["content_sha256"]
+    rows = datasets.load_dataset(str(folder))
+    assert stated == {split: content_of(part) for split, part in rows.items()}
 
 
 def test_what_stands_in_the_output_folder_is_never_overwritten(
