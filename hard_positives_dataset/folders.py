@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -60,6 +61,27 @@ def remove_partials(folder: Path) -> None:
     for partial in folder.glob(".*.partial"):
         if _is_left_behind(partial):
             partial.unlink(missing_ok=True)
+
+
+def read_regular_file(path: str | os.PathLike, max_bytes: int) -> bytes:
+    """Read a file that somebody else has named, and no more than that.
+
+    A FIFO would wait for ever and a device may never end, so neither is opened.
+
+    Raises:
+        ValueError: It is no regular file, or a larger one; the message is a phrase such as
+            "a device", for a sentence that names the file or the row.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+        raise ValueError(f"{kinds.get(stat.S_IFMT(mode), 'a device')} instead of a file")
+    with open(path, "rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        size = max(os.path.getsize(path), len(content))
+        raise ValueError(f"a file of {size:,} bytes, more than {max_bytes:,}")
+    return content
 
 
 def _is_left_behind(partial: Path) -> bool:

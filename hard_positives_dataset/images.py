@@ -25,7 +25,11 @@ from .annotations import Triple, count_rows
 IMAGE_FOLDERS = ("VG_100K", "VG_100K_2")
 
 # Formats that photographs come in. Pillow knows others that start outside programs (EPS).
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+# Visual Genome's images have at most 1280 x 1280 pixels; this is forty times as many, and 256 MiB
+# when decoded. Without a limit a file of 200 kB takes gigabytes.
+MAX_PIXELS = 2**26
+MAX_IMAGE_BYTES = 2**26  # Visual Genome's images have less than a hundredth of it.
 _WORKERS = min(4, os.cpu_count() or 1)
 _LOOK_AHEAD = 4 * _WORKERS
 
@@ -234,12 +238,9 @@ def _read_group(group: list[Triple], read: Callable[[], bytes]) -> list[tuple[Tr
     except Exception:
         return [(triple, "a file that cannot be read") for triple in group]
     try:
-        image = Image.open(io.BytesIO(content), formats=_FORMATS)
-        image.load()
-    except UnidentifiedImageError:
-        return [(triple, "a file that is no image") for triple in group]
-    except Exception:
-        return [(triple, "a truncated or damaged image") for triple in group]
+        image = open_image_bytes(content)
+    except ValueError as problem:
+        return [(triple, str(problem)) for triple in group]
     scored: dict[object, bytes | str] = {}
     for triple in group:
         if triple.bbox not in scored:
@@ -268,6 +269,49 @@ def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def open_image_bytes(content: bytes) -> Image.Image:
+    """Decode an image that somebody else has made, within limits of format, size and pixels.
+
+    Returns:
+        The image, decoded, in the mode and the orientation of the file.
+
+    Raises:
+        ValueError: It cannot be used; the message is a phrase such as "a truncated or damaged
+            image", for a sentence that names the row.
+
+    Examples:
+        >>> buffer = io.BytesIO()
+        >>> Image.new("RGB", (3, 2)).save(buffer, "PNG")
+        >>> open_image_bytes(buffer.getvalue()).size
+        (3, 2)
+        >>> open_image_bytes(b"GIF89a")
+        Traceback (most recent call last):
+        ...
+        ValueError: a truncated or damaged image
+    """
+    if len(content) > MAX_IMAGE_BYTES:
+        raise ValueError(f"a file of {len(content):,} bytes, more than {MAX_IMAGE_BYTES:,}")
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        known = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise ValueError(f"a file that is no {known} image") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(f"an image of more than {MAX_PIXELS:,} pixels") from None
+    except Exception as error:  # Damaged data makes the decoders raise exceptions of many kinds.
+        raise ValueError("a truncated or damaged image") from error
+    if image.width * image.height > MAX_PIXELS:
+        size = f"{image.width} x {image.height}"
+        raise ValueError(f"an image of {size} pixels, more than {MAX_PIXELS:,} in all")
+    try:
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ValueError("a truncated or damaged image") from error
+    return image
 
 
 def _map_ahead(function: Callable, items: Iterable) -> Iterator:

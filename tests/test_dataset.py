@@ -8,11 +8,13 @@ import json
 import os
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
 import zipfile
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -32,6 +34,8 @@ from hard_positives_dataset.annotations import (
 )
 from hard_positives_dataset.builder import FEATURES
 from hard_positives_dataset.content import ContentHash, content_of
+from hard_positives_dataset.folders import read_regular_file
+from hard_positives_dataset.images import MAX_IMAGE_BYTES, open_image_bytes
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("HARD_POSITIVES_DATA", ROOT.parent / "shared" / "data")) / "replace"
@@ -472,7 +476,7 @@ def test_unreadable_images_are_counted_together(builder, annotations, images):
     (images / tree_name(1)).write_bytes(PICTURES[1][:-200])
     (images / tree_name(4)).write_bytes(b"<html>not found</html>")
     made = builder(annotations, images, splits=["replace"])
-    match = r"truncated or damaged image in 2 rows \(.*\); a file that is no image in 2 rows"
+    match = r"truncated or damaged image in 2 rows \(.*\); a file that is no JPEG, .* in 2 rows"
     with pytest.raises(ValueError, match=match):
         made.download_and_prepare()
     with pytest.raises(ValueError, match=match):
@@ -480,6 +484,72 @@ def test_unreadable_images_are_counted_together(builder, annotations, images):
     (images / tree_name(1)).write_bytes(PICTURES[1])
     (images / tree_name(4)).write_bytes(PICTURES[4])
     assert len(stream(made)["replace"]) == 8
+
+
+def encoded(form, size=(8, 8), **options):
+    buffer = io.BytesIO()
+    Image.new("RGB", size).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def blank_png(width, height, *more):
+    """A PNG of zeros that takes a thousandth of its pixels, with chunks more before the pixels."""
+    rows = zlib.compress(bytes(height * (width + 1)), 9)
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), *more, (b"IDAT", rows), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_formats_of_photographs_are_opened(form):
+    assert open_image_bytes(encoded(form)).size == (8, 8)
+
+
+def test_an_image_of_as_many_pixels_as_allowed_is_opened():
+    assert open_image_bytes(blank_png(2**16, 2**10)).size == (65_536, 1_024)
+
+
+TEXT_BOMB = (b"zTXt", b"bomb\0\0" + zlib.compress(bytes(10_000_000)))
+
+
+@pytest.mark.parametrize(
+    ("content", "phrase"),
+    [
+        (b"", "a file that is no JPEG, PNG, WEBP, GIF or BMP image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a file that is no JPEG"),
+        (encoded("TIFF"), "a file that is no JPEG"),
+        (encoded("PPM"), "a file that is no JPEG"),
+        (encoded("PNG", (99, 99))[:-40], "a truncated or damaged image"),
+        (blank_png(4, 4, TEXT_BOMB), "a truncated or damaged image"),
+        (blank_png(8193, 8192), r"an image of 8193 x 8192 pixels, more than 67,108,864 in all"),
+        (blank_png(13_000, 13_000), "an image of 13000 x 13000 pixels"),
+        (blank_png(14_000, 14_000), "an image of more than 67,108,864 pixels"),
+        (encoded("GIF")[:6] + b"\xff" * 4 + encoded("GIF")[10:], "an image of .*pixels"),
+        (bytes(MAX_IMAGE_BYTES + 1), "a file of 67,108,865 bytes, more than 67,108,864"),
+    ],
+)  # fmt: skip
+def test_what_is_no_photograph_is_told_in_a_phrase_before_memory_is_spent(content, phrase):
+    with pytest.raises(ValueError, match=f"^{phrase}"):
+        open_image_bytes(content)
+
+
+def test_only_regular_files_within_a_size_are_read(tmp_path):
+    (tmp_path / "file").write_bytes(b"1234")
+    os.mkfifo(tmp_path / "fifo")
+    assert read_regular_file(tmp_path / "file", 4) == b"1234"
+    for path, phrase in {
+        tmp_path / "file": "a file of 4 bytes, more than 3",
+        tmp_path / "fifo": "a FIFO",
+        tmp_path: "a folder",
+        "/dev/zero": "a device",
+    }.items():
+        with pytest.raises(ValueError, match=f"^{phrase}"):
+            read_regular_file(path, 3)
+    with pytest.raises(FileNotFoundError):
+        read_regular_file(tmp_path / "none", 3)
 
 
 @pytest.mark.parametrize(

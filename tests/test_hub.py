@@ -29,6 +29,7 @@ from stand_in_hub import READER, WRITER, StandInHub
 from hard_positives import EvaluationResult, hub
 from hard_positives.cards import merge_results
 from hard_positives.hub import METRIC_FILES, METRIC_NAME
+from hard_positives_dataset.content import content_of
 
 DATASET, MODEL, METRIC = "org/hard-positives", "org/tiny-clip", "org/hard_positive_metric"
 CARD = b"""---\r
@@ -246,7 +247,7 @@ def test_the_published_parquet_is_hardly_larger_than_the_distinct_images(publish
     assert images < parquet < 1.1 * images
 
 
-def test_the_card_of_the_dataset_is_complete(published):
+def test_the_card_of_the_dataset_is_complete(published, built):
     card = DatasetCard(published.files["README.md"].decode())
     data = card.data.to_dict()
     assert data["license"] == "other"
@@ -261,6 +262,8 @@ def test_the_card_of_the_dataset_is_complete(published):
     assert names[:3] == ["id", "image", "caption"]
     [split] = data["dataset_info"]["splits"]
     assert (split["name"], split["num_examples"]) == ("replace", 30)
+    [stated] = data["hard_positives"]["content_sha256"].values()
+    assert stated == content_of(datasets.load_dataset(str(built), split="replace"))
     assert "CC BY 4.0" in card.text
     assert "@inproceedings{kamath2024hard" in card.text
     assert "](examples.png)" in card.text
