@@ -286,10 +286,10 @@ def open_image_bytes(content: bytes) -> Image.Image:
         >>> Image.new("RGB", (3, 2)).save(buffer, "PNG")
         >>> open_image_bytes(buffer.getvalue()).size
         (3, 2)
-        >>> open_image_bytes(b"GIF89a")
+        >>> open_image_bytes(b"<html>")
         Traceback (most recent call last):
         ...
-        ValueError: a truncated or damaged image
+        ValueError: a file that is no JPEG, PNG, WEBP, GIF or BMP image
     """
     if len(content) > MAX_IMAGE_BYTES:
         raise ValueError(f"a file of {len(content):,} bytes, more than {MAX_IMAGE_BYTES:,}")
