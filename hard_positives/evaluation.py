@@ -7,9 +7,8 @@ Nothing here prints; ``report`` renders a result.
 
 import hashlib
 import json
-import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -19,25 +18,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import (
-    Dataset,
-    DatasetBuilder,
-    DatasetDict,
-    concatenate_datasets,
-    load_dataset_builder,
-)
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import PreTrainedModel, ProcessorMixin
 
-import hard_positives_dataset
 from hard_positive_metric import compute_metrics
 from hard_positives.encoders import ImageTextModel, Options
 from hard_positives.rows import CAPTION_COLUMNS, RowIndex, check_columns, index_rows
 from hard_positives.scoring import load_model, score_rows
+from hard_positives.sources import load_source
+from hard_positives_dataset.content import ContentHash
 from hard_positives_dataset.folders import write_whole
 
 VIEWS = ("as_published", "clean")
 PACKAGES = ("hard-positives", "datasets", "numpy", "pillow", "tokenizers", "torch", "transformers")
-_ROW_SCHEMA = pa.schema(
+SCORES_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("split", pa.string()),
@@ -45,9 +39,11 @@ _ROW_SCHEMA = pa.schema(
         ("substitution", pa.string()),
         ("image_id", pa.string()),
         ("flaws", pa.list_(pa.string())),
+        *((name, pa.string()) for name in CAPTION_COLUMNS),
+        ("image_sha256", pa.string()),
+        ("logits", pa.list_(pa.float32())),
     ]
 )
-EMBEDDED_DATASET = "shapes"
 _SCORES_FILE, _RESULTS_FILE = "scores.parquet", "results.json"
 
 
@@ -57,8 +53,9 @@ class EvaluationResult:
 
     Attributes:
         scores: One row for each row of the dataset, in its order: ``id``, ``split``, ``category``,
-            ``substitution``, ``image_id``, ``flaws`` and ``logits`` (float32, one for each of
-            caption, hard positive and hard negative).
+            ``substitution``, ``image_id``, ``flaws``; what was scored, ``caption``,
+            ``hard_positive``, ``hard_negative`` and ``image_sha256`` (of the image's bytes, in
+            hexadecimal); and ``logits`` (float32, one for each of the three captions).
         signature: What the numbers depend on: model, processor, dtype, dataset, rows, versions.
     """
 
@@ -189,8 +186,8 @@ def evaluate(
         >>> swap["augmented_accuracy"] <= swap["original_accuracy"]
         True
     """
-    source, dataset_commit = _load_source(dataset, dataset_revision)
-    rows_by_split = _choose_splits(source, splits)
+    source = load_source(dataset, splits, dataset_revision)
+    rows_by_split = source.splits
     for rows in rows_by_split.values():
         check_columns(rows)
     options = Options(batch_size, num_workers, cache, progress)
@@ -208,84 +205,37 @@ def evaluate(
     )
     logits = score_rows(scorer, index, options)
     scores = _scores_table(rows_by_split, index, logits)
-    signature = _signature(model, dataset, dataset_commit, scorer, scores, index)
+    signature = _signature(model, dataset, source.commit, scorer, scores, index)
     return EvaluationResult(scores, signature)
-
-
-def load_splits(
-    dataset: str | Path | Dataset | DatasetDict, splits: Sequence[str] | None = None
-) -> dict[str, Dataset]:
-    """Bring a dataset into the form split -> rows, keeping only ``splits`` where given."""
-    source, _ = _load_source(dataset)
-    return _choose_splits(source, splits)
-
-
-def _load_source(
-    dataset: str | Path | Dataset | DatasetDict, revision: str | None = None
-) -> tuple[Dataset | DatasetDict, str | None]:
-    """Load what a folder or Hub id stands for, with its commit on the Hub, None elsewhere."""
-    if dataset == EMBEDDED_DATASET:
-        dataset = Path(hard_positives_dataset.__file__).parent
-    on_the_hub = isinstance(dataset, (str, Path)) and not os.path.exists(dataset)
-    if revision is not None and not on_the_hub:
-        raise ValueError(
-            f"Expected dataset_revision to be left out for data that is here, got {revision!r}. It "
-            "chooses a commit of a dataset on the Hub."
-        )
-    if not isinstance(dataset, (str, Path)):
-        return dataset, None
-    # What load_dataset does; the builder alone knows the commit.
-    builder = load_dataset_builder(str(dataset), revision=revision)
-    if revision is not None:
-        _check_revision(builder, str(dataset), revision)
-    builder.download_and_prepare()
-    return builder.as_dataset(), builder.hash if on_the_hub else None
-
-
-def _check_revision(builder: DatasetBuilder, dataset: str, revision: str) -> None:
-    # Offline, datasets takes the commit that it has cached last, whichever was asked for.
-    from_cache = not str(builder.base_path).startswith("hf://")
-    if from_cache and builder.hash != revision:
-        raise ValueError(
-            f"Expected {dataset} to have the revision {revision!r} within reach, got only the "
-            f"cached commit {builder.hash}. Check the connection, or give that commit."
-        )
-
-
-def _choose_splits(
-    dataset: Dataset | DatasetDict, splits: Sequence[str] | None
-) -> dict[str, Dataset]:
-    if isinstance(dataset, Dataset):
-        dataset = {str(dataset.split or "rows"): dataset}
-    if not isinstance(dataset, Mapping):
-        raise TypeError(
-            "Expected dataset to be a folder, a Hub id, a Dataset or a DatasetDict, got "
-            f"{type(dataset).__name__}."
-        )
-    unknown = [split for split in splits or () if split not in dataset]
-    if unknown:
-        raise ValueError(f"Expected splits among {list(dataset)}, got {unknown}.")
-    return {split: dataset[split] for split in splits or dataset}
 
 
 def _scores_table(
     rows_by_split: dict[str, Dataset], index: RowIndex, logits: np.ndarray
 ) -> pa.Table:
-    digests = np.array(index.image_digests)[index.image_of_row].tolist()
+    digests = np.array(index.image_digests)[index.image_of_row]
+    captions = np.array(index.captions, dtype=object)[index.captions_of_row]
     tables, start = [], 0
     for split, rows in rows_by_split.items():
+        of_split = slice(start, start + len(rows))
         defaults = {
             "id": [f"{split}-{place:05d}" for place in range(len(rows))],
             "category": [split] * len(rows),
             "substitution": [""] * len(rows),
-            "image_id": digests[start : start + len(rows)],
+            "image_id": digests[of_split],
             "flaws": [[]] * len(rows),
         }
         present = {name: rows[name][:] for name in defaults if name in rows.column_names}
-        columns = {**defaults, **present, "split": [split] * len(rows)}
-        tables.append(pa.table(columns, schema=_ROW_SCHEMA))
+        columns = {
+            **defaults,
+            **present,
+            "split": [split] * len(rows),
+            **dict(zip(CAPTION_COLUMNS, captions[of_split].T, strict=True)),
+            "image_sha256": digests[of_split],
+            "logits": list(logits[of_split]),
+        }
+        tables.append(pa.table(columns, schema=SCORES_SCHEMA))
         start += len(rows)
-    return pa.concat_tables(tables).append_column("logits", pa.array(list(logits)))
+    return pa.concat_tables(tables)
 
 
 def _signature(
@@ -306,7 +256,7 @@ def _signature(
         "dataset": {
             "id": _name_of(dataset),
             "revision": dataset_commit,
-            "content_sha256": _content_hash(scores["id"].to_pylist(), index),
+            "content_sha256": _content_hash(scores),
             "splits": {
                 split: {
                     "num_rows": splits.count(split),
@@ -332,9 +282,9 @@ def _name_of(source: Any) -> str | None:
     return str(source) if isinstance(source, (str, Path)) else None
 
 
-def _content_hash(ids: Sequence[str], index: RowIndex) -> str:
-    digest = hashlib.sha256()
-    for row, image, captions in zip(ids, index.image_of_row, index.captions_of_row, strict=True):
-        texts = [index.captions[place] for place in captions]
-        digest.update(json.dumps([row, index.image_digests[image], *texts]).encode())
-    return digest.hexdigest()
+def _content_hash(scores: pa.Table) -> str:
+    """Hash all that the figures depend on, apart from the model: every column but the logits."""
+    content = ContentHash()
+    for row in scores.drop_columns("logits").to_pylist():
+        content.add(row)
+    return content.hexdigest()

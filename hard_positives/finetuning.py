@@ -39,11 +39,11 @@ from transformers.trainer_callback import PrinterCallback
 
 from hard_positive_metric import compute_metrics
 from hard_positives.encoders import DualEncoder, Options
-from hard_positives.evaluation import load_splits
 from hard_positives.machine import is_main_process
 from hard_positives.recipes import RECIPES, Recipe, check_choice
 from hard_positives.rows import CAPTION_COLUMNS, RowIndex, check_columns, index_rows
 from hard_positives.scoring import EMBEDDED_MODEL, load_model, score_rows
+from hard_positives.sources import load_splits
 from hard_positives.training_rows import (
     Collator,
     TrainingRows,

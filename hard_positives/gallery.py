@@ -78,7 +78,7 @@ def choose_examples(
 
     Args:
         results: Over the same rows (``comparison.check_same_rows``).
-        rows_by_split: The dataset that was scored, from ``evaluation.load_splits``.
+        rows_by_split: The dataset that was scored, from ``sources.load_splits``.
 
     Raises:
         ValueError: The dataset has other rows than the results.

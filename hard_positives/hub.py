@@ -43,8 +43,9 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import hard_positive_metric
 from hard_positives.cards import add_metadata, merge_results
-from hard_positives.evaluation import EMBEDDED_DATASET, EvaluationResult
+from hard_positives.evaluation import EvaluationResult
 from hard_positives.scoring import CAPTION_COLUMNS, EMBEDDED_MODEL
+from hard_positives.sources import EMBEDDED_DATASET
 from hard_positives_dataset.builder import LICENSE as VISUAL_GENOME_TERMS
 
 HUB = "https://huggingface.co"

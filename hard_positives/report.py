@@ -30,8 +30,9 @@ from rich.text import Text
 from hard_positive_metric import OUTCOMES, compute_metrics
 from hard_positives import __version__
 from hard_positives.comparison import PairedDifference, check_same_rows, compare
-from hard_positives.evaluation import EvaluationResult, load_splits
+from hard_positives.evaluation import EvaluationResult
 from hard_positives.gallery import Gallery, choose_examples
+from hard_positives.sources import load_splits
 
 COLUMNS = {
     "original": "original_accuracy",

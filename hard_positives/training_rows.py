@@ -15,10 +15,10 @@ import torch
 from datasets import Dataset, DatasetDict, Image
 from transformers import ProcessorMixin
 
-from hard_positives.evaluation import load_splits
 from hard_positives.recipes import Recipe
 from hard_positives.rows import CAPTION_COLUMNS, check_columns, decode_image
 from hard_positives.scoring import NAMED
+from hard_positives.sources import load_splits
 
 
 def load_training_rows(

@@ -24,6 +24,7 @@ MODULES = [
     "hard_positives.language_model",
     "hard_positives.rules",
     "hard_positives.names",
+    "hard_positives.sources",
     "hard_positives.rows",
     "hard_positives.cache",
     "hard_positives.encoders",

@@ -1,13 +1,15 @@
+import hashlib
 import json
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Image
 from transformers import AutoProcessor, CLIPModel
 
 from hard_positive_metric import compute_metrics
 from hard_positives import EvaluationResult, evaluate, render_table, score
+from hard_positives.rows import CAPTION_COLUMNS
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,15 @@ def test_rows_without_id_category_or_image_id_get_them(result, benchmark):
     assert images[0] == images[1] != images[2]
 
 
+def test_what_was_scored_stands_beside_its_logits(result, benchmark):
+    for column in CAPTION_COLUMNS:
+        texts = [text for rows in benchmark.values() for text in rows[column]]
+        assert result.scores[column].to_pylist() == texts
+    cell = benchmark["swap"].cast_column("image", Image(decode=False))[0]["image"]
+    digest = hashlib.sha256(cell["bytes"]).hexdigest()
+    assert result.scores["image_sha256"][30].as_py() == digest
+
+
 def test_a_single_split_can_be_chosen(tiny_clip, benchmark, result):
     swap = evaluate(tiny_clip, benchmark, splits=["swap"])
     assert list(swap.metrics["as_published"]) == ["swap"]
@@ -81,7 +92,8 @@ def test_a_second_run_saves_the_same_bytes(result, tiny_clip, benchmark, tmp_pat
 def test_the_saved_scores_can_be_read_with_pyarrow_alone(result, tmp_path):
     scores = pq.read_table(result.save(tmp_path) / "scores.parquet")
     assert scores.column_names == [
-        *("id", "split", "category", "substitution", "image_id", "flaws", "logits"),
+        *("id", "split", "category", "substitution", "image_id", "flaws"),
+        *("caption", "hard_positive", "hard_negative", "image_sha256", "logits"),
     ]
     assert scores.schema.field("logits").type.value_type == "float"
 
@@ -133,6 +145,33 @@ def test_the_signature_changes_with_weights_processor_and_rows(result, tiny_clip
     assert changed["model"]["weights_sha256"] != same["model"]["weights_sha256"]
     assert changed["processor"] != same["processor"]
     assert changed["dataset"]["content_sha256"] != same["dataset"]["content_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("id", "another"),
+        ("category", "another"),
+        ("substitution", "a > b"),
+        ("image_id", "another"),
+        ("flaws", ["another"]),
+        ("hard_positive", "another"),
+    ],
+)
+def test_the_content_hash_covers_all_that_the_figures_depend_on(
+    tiny_clip, benchmark, column, value
+):
+    def sign(rows):
+        return evaluate(tiny_clip, rows).signature["dataset"]["content_sha256"]
+
+    rows = benchmark["replace"].select(range(4))
+    rows = rows.add_column("substitution", [""] * 4)
+    assert sign(rows) == sign(rows)
+    changed = [value, *rows[column][1:]]
+    feature = rows.features[column]
+    assert sign(rows) != sign(
+        rows.remove_columns(column).add_column(column, changed, feature=feature)
+    )
 
 
 def test_a_dataset_of_another_kind_is_an_error(tiny_clip):

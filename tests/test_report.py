@@ -1,5 +1,6 @@
 """The page is opened in a real browser; where there is none, those tests are skipped and say so."""
 
+import hashlib
 import io
 import json
 import os
@@ -17,7 +18,9 @@ from PIL import Image as PILImage
 
 from hard_positive_metric import row_outcomes
 from hard_positives import EvaluationResult, render_comparison, render_table, write_report
+from hard_positives.evaluation import SCORES_SCHEMA
 from hard_positives.gallery import GALLERY_BYTES, GALLERY_ROWS, choose_examples
+from hard_positives.rows import CAPTION_COLUMNS
 from hard_positives_dataset import build_parquet
 from hard_positives_dataset.shapes import IMAGE_SIZE, generate_rows
 
@@ -38,13 +41,18 @@ def make_result(rows_by_split, name: str, *, ahead=1.0, edit_cost=0.3, dataset_i
     """A result that knows the right answers ``ahead`` of chance and charges for an edit."""
     random = np.random.default_rng(seed)
     splits = [split for split, rows in rows_by_split.items() for _ in range(len(rows))]
-    names = ("id", "category", "substitution", "image_id", "flaws")
+    names = ("id", "category", "substitution", "image_id", "flaws", *CAPTION_COLUMNS)
     columns = {
         name: [value for rows in rows_by_split.values() for value in rows[name]] for name in names
     }
     logits = random.normal([20 + ahead, 20 + ahead - edit_cost, 20], 1.5, (len(splits), 3))
-    scores = pa.table({"id": columns.pop("id"), "split": splits, **columns})
-    logits = pa.array(logits.astype(np.float32).tolist(), pa.list_(pa.float32()))
+    columns["image_sha256"] = [
+        hashlib.sha256(cell["bytes"] or Path(cell["path"]).read_bytes()).hexdigest()
+        for rows in rows_by_split.values()
+        for cell in rows.cast_column("image", Image(decode=False))["image"]
+    ]
+    columns |= {"split": splits, "logits": list(logits.astype(np.float32))}
+    scores = pa.table(columns, schema=SCORES_SCHEMA)
     signature = {
         "model": {"id": name, "revision": None, "weights_sha256": f"{seed:08d}" * 8},
         "dtype": "float32",
@@ -58,7 +66,7 @@ def make_result(rows_by_split, name: str, *, ahead=1.0, edit_cost=0.3, dataset_i
         "views": ["as_published", "clean"],
         "tie_rule": "strict comparisons: a tie is wrong",
     }
-    return EvaluationResult(scores.append_column("logits", logits), signature)
+    return EvaluationResult(scores, signature)
 
 
 @pytest.fixture(scope="module")
