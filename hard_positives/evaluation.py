@@ -5,8 +5,6 @@
 Nothing here prints; ``report`` renders a result.
 """
 
-import hashlib
-import json
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,34 +15,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import PreTrainedModel, ProcessorMixin
 
 from hard_positive_metric import compute_metrics
 from hard_positives.encoders import ImageTextModel, Options
+from hard_positives.result_files import (
+    SCORES_SCHEMA,
+    prepare_folder,
+    read_result,
+    write_result,
+)
 from hard_positives.rows import CAPTION_COLUMNS, RowIndex, check_columns, index_rows
 from hard_positives.scoring import load_model, score_rows
 from hard_positives.sources import load_source
 from hard_positives_dataset.content import ContentHash
-from hard_positives_dataset.folders import write_whole
 
 VIEWS = ("as_published", "clean")
 PACKAGES = ("hard-positives", "datasets", "numpy", "pillow", "tokenizers", "torch", "transformers")
-SCORES_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("split", pa.string()),
-        ("category", pa.string()),
-        ("substitution", pa.string()),
-        ("image_id", pa.string()),
-        ("flaws", pa.list_(pa.string())),
-        *((name, pa.string()) for name in CAPTION_COLUMNS),
-        ("image_sha256", pa.string()),
-        ("logits", pa.list_(pa.float32())),
-    ]
-)
-_SCORES_FILE, _RESULTS_FILE = "scores.parquet", "results.json"
 
 
 @dataclass(frozen=True)
@@ -96,52 +84,31 @@ class EvaluationResult:
         )
 
     def save(self, output_dir: str | Path) -> Path:
-        """Write ``results.json`` and ``scores.parquet``; the first is there only if both are whole.
+        """Write ``results.json`` and ``scores.parquet`` in the place of an earlier result.
+
+        Whatever happens meanwhile (an error, a full disk, SIGKILL, another save), the folder holds
+        a whole result, the earlier or the new one, and :meth:`load` reads it.
 
         Returns:
             The folder.
+
+        Raises:
+            FileExistsError: The folder holds files that are no result's.
+            OSError: No room on the disk, or the folder cannot be written to.
         """
-        folder = Path(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _RESULTS_FILE).unlink(missing_ok=True)
-        buffer = pa.BufferOutputStream()
-        pq.write_table(self.scores, buffer, compression="zstd")
-        scores = buffer.getvalue().to_pybytes()
-        with write_whole(folder / _SCORES_FILE) as partial:
-            partial.write_bytes(scores)
-        results = {
-            "signature": self.signature,
-            "scores_sha256": hashlib.sha256(scores).hexdigest(),
-            "metrics": self.metrics,
-        }
-        with write_whole(folder / _RESULTS_FILE) as partial:
-            partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        folder = prepare_folder(output_dir)
+        write_result(folder, self.signature, self.scores, self.metrics)
         return folder
 
     @classmethod
     def load(cls, folder: str | Path) -> "EvaluationResult":
-        """Read a saved result.
+        """Read a saved result, which is then as it was saved: both files carry a SHA-256.
 
         Raises:
             FileNotFoundError: The folder holds no complete result.
-            ValueError: ``scores.parquet`` is not the one that ``results.json`` speaks of.
+            ValueError: A file is damaged, edited, of an older version, or of another run.
         """
-        folder = Path(folder)
-        if not (folder / _RESULTS_FILE).is_file():
-            raise FileNotFoundError(
-                f"Expected {folder} to hold {_RESULTS_FILE}, got no such file. "
-                "Run hard-positives evaluate with --output for it."
-            )
-        results = json.loads((folder / _RESULTS_FILE).read_text(encoding="utf-8"))
-        scores = (folder / _SCORES_FILE).read_bytes()
-        if hashlib.sha256(scores).hexdigest() != results["scores_sha256"]:
-            raise ValueError(
-                f"Expected {folder / _SCORES_FILE} to have SHA-256 {results['scores_sha256']}, got "
-                "another. The two files are of different runs: evaluate again."
-            )
-        # Without threads: a process that ends at once after reading with them sometimes aborts.
-        table = pq.read_table(pa.BufferReader(scores), use_threads=False, pre_buffer=False)
-        return cls(table, results["signature"])
+        return cls(*read_result(Path(folder)))
 
 
 def evaluate(

@@ -177,13 +177,17 @@ def new_folder(output: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def lock_for(output: Path) -> Iterator[None]:
+def lock_for(output: Path, wait: float = 0) -> Iterator[None]:
     """Hold the right to make `output`; a hidden lock file stays beside it.
+
+    Args:
+        output: The file or folder to make.
+        wait: Seconds to wait for another process that holds it.
 
     Raises:
         FileExistsError: Another process holds it.
     """
-    lock = FileLock(output.with_name(f".{output.name}.lock"), timeout=0)
+    lock = FileLock(output.with_name(f".{output.name}.lock"), timeout=wait)
     try:
         lock.acquire()
     except Timeout:

@@ -30,6 +30,7 @@ MODULES = [
     "hard_positives.encoders",
     "hard_positives.preprocessing",
     "hard_positives.scoring",
+    "hard_positives.result_files",
     "hard_positives.evaluation",
     "hard_positives.recipes",
     "hard_positives.training_rows",
