@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Sequence
 from multiprocessing import Pool
 from pathlib import Path
 
@@ -29,10 +30,10 @@ def image_paths(annotation_dir: Path) -> list[str]:
     return list(dict.fromkeys(row["image_path"] for row in rows))
 
 
-def render(image_path: str) -> Image.Image:
+def render(image_path: str, sizes: Sequence[tuple[int, int]] = SIZES) -> Image.Image:
     seed = int.from_bytes(hashlib.sha256(image_path.encode()).digest()[:8], "big")
     random = np.random.default_rng(seed)
-    width, height = SIZES[random.integers(len(SIZES))]
+    width, height = sizes[random.integers(len(sizes))]
     pixels = np.zeros((height, width, 3), np.float32)
     # Noise of several scales: what gives a photograph's JPEG its size.
     for cells, weight in ((4, 70), (12, 40), (40, 25)):

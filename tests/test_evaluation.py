@@ -101,7 +101,7 @@ def test_the_saved_scores_can_be_read_with_pyarrow_alone(result, tmp_path):
 def test_a_result_whose_files_are_of_different_runs_is_refused(result, tmp_path):
     result.save(tmp_path)
     pq.write_table(result.scores.slice(1), tmp_path / "scores.parquet")
-    with pytest.raises(ValueError, match="of another run than results.json"):
+    with pytest.raises(ValueError, match=r"of another run than results\.json"):
         EvaluationResult.load(tmp_path)
 
 

@@ -1,8 +1,13 @@
 """Images prepared as OpenAI's transform does, to the bit, beside transformers' own way."""
 
+import os
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessorPil, SiglipImageProcessorPil
 
@@ -136,3 +141,18 @@ def test_the_logits_are_those_of_the_models_own_forward_on_openais_pixels(tiny_c
         with torch.no_grad():
             expected = model(**inputs, **prepare(row["image"].convert("RGB"))).logits_per_image[0]
         np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.skipif("HARD_POSITIVES_DATA" not in os.environ, reason="no published annotations")
+def test_no_row_flips_against_the_published_counters(tiny_clip, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import published_counters
+
+    data = Path(os.environ["HARD_POSITIVES_DATA"]) / "replace"
+    arguments = ["--annotations", str(data), "--model", str(tiny_clip), "--rows", "40"]
+    monkeypatch.setattr(sys, "argv", ["published_counters.py", *arguments])
+    with pytest.raises(SystemExit, match="^0$|^False$"):
+        published_counters.main()
+    told = capsys.readouterr().out
+    assert told.count("ours, openai") == 2
+    assert told.count(", 0 rows flip") >= 2
