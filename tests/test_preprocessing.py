@@ -151,7 +151,7 @@ def test_no_row_flips_against_the_published_counters(tiny_clip, capsys, monkeypa
     data = Path(os.environ["HARD_POSITIVES_DATA"]) / "replace"
     arguments = ["--annotations", str(data), "--model", str(tiny_clip), "--rows", "40"]
     monkeypatch.setattr(sys, "argv", ["published_counters.py", *arguments])
-    with pytest.raises(SystemExit, match="^0$|^False$"):
+    with pytest.raises(SystemExit, match=r"^0$|^False$"):
         published_counters.main()
     told = capsys.readouterr().out
     assert told.count("ours, openai") == 2
