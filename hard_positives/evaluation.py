@@ -20,18 +20,20 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from hard_positive_metric import compute_metrics
 from hard_positives.encoders import ImageTextModel, Options
+from hard_positives.names import public_name
 from hard_positives.result_files import (
     SCORES_SCHEMA,
     prepare_folder,
     read_result,
     write_result,
 )
-from hard_positives.rows import CAPTION_COLUMNS, RowIndex, check_columns, index_rows
+from hard_positives.rows import CAPTION_COLUMNS, RowIndex, about_rows, check_columns, index_rows
 from hard_positives.scoring import load_model, score_rows
-from hard_positives.sources import load_source
-from hard_positives_dataset.content import ContentHash
+from hard_positives.sources import Source, load_source
+from hard_positives_dataset.content import ContentHash, content_of
 
 VIEWS = ("as_published", "clean")
+_DESCRIBED = pa.schema([field for field in SCORES_SCHEMA if field.name != "logits"])
 PACKAGES = ("hard-positives", "datasets", "numpy", "pillow", "tokenizers", "torch", "transformers")
 
 
@@ -132,10 +134,12 @@ def evaluate(
     Args:
         model: As for :func:`hard_positives.score`, like all arguments not named here.
         dataset: What ``datasets.load_dataset`` takes (a folder from ``hard-positives build``, a Hub
-            id), or what it returns, or ``"shapes"`` (the world that comes along). Needed are
-            ``image``, ``caption``, ``hard_positive`` and ``hard_negative``. Without ``id``, rows
-            are numbered; without ``category``, a split is one; without ``image_id``, rows of the
-            same picture count as dependent; without ``flaws``, none has any.
+            id), or what it returns, or ``"shapes"`` (the bundled world). Needed are ``image``,
+            ``caption``, ``hard_positive`` and ``hard_negative``. Without ``id``, rows are numbered;
+            without ``category``, a split is one; without ``image_id``, rows of the same picture
+            count as dependent; without ``flaws``, none has any. Numbers in these become text, class
+            labels their names. Images may be files that the rows name: inside the folder, for a
+            folder; any regular files, for a ``Dataset`` that you made.
         splits: Which splits, in the order of the report; all if left out.
         dataset_revision: Branch, tag or commit of ``dataset`` where that is a Hub id, as
             ``revision`` is of the model. The signature holds the commits that these stood for.
@@ -144,8 +148,9 @@ def evaluate(
         The result, with all splits in one. An image or caption of two splits is encoded once.
 
     Raises:
-        ValueError: An unknown split or column, no rows, a ``dataset_revision`` that cannot be had,
-            and what ``score`` raises.
+        ValueError: An unknown split or column, no rows, nulls, an ``id`` that several rows share,
+            image files outside the dataset's folder, rows other than the card of a built folder
+            states, a ``dataset_revision`` that cannot be had, and what ``score`` raises.
 
     Examples:
         >>> result = evaluate("shapes_clip", "shapes")
@@ -153,11 +158,16 @@ def evaluate(
         >>> swap["augmented_accuracy"] <= swap["original_accuracy"]
         True
     """
-    source = load_source(dataset, splits, dataset_revision)
-    rows_by_split = source.splits
-    for rows in rows_by_split.values():
-        check_columns(rows)
     options = Options(batch_size, num_workers, cache, progress)
+    source = load_source(dataset, splits, dataset_revision)
+    # What is wrong with the rows shows before a model is loaded.
+    for rows in source.splits.values():
+        check_columns(rows)
+    columns = ["image", *CAPTION_COLUMNS]
+    index = index_rows(
+        concatenate_datasets([rows.select_columns(columns) for rows in source.splits.values()])
+    )
+    described = _described_rows(source, index)
     scorer = load_model(
         model,
         processor=processor,
@@ -166,43 +176,38 @@ def evaluate(
         dtype=dtype,
         preprocessing=preprocessing,
     )
-    columns = ["image", *CAPTION_COLUMNS]
-    index = index_rows(
-        concatenate_datasets([rows.select_columns(columns) for rows in rows_by_split.values()])
-    )
     logits = score_rows(scorer, index, options)
-    scores = _scores_table(rows_by_split, index, logits)
+    scores = described.append_column(SCORES_SCHEMA.field("logits"), [list(logits)])
     signature = _signature(model, dataset, source.commit, scorer, scores, index)
     return EvaluationResult(scores, signature)
 
 
-def _scores_table(
-    rows_by_split: dict[str, Dataset], index: RowIndex, logits: np.ndarray
-) -> pa.Table:
+def _described_rows(source: Source, index: RowIndex) -> pa.Table:
+    """All columns of a result but the logits; checks what the dataset's card states."""
     digests = np.array(index.image_digests)[index.image_of_row]
     captions = np.array(index.captions, dtype=object)[index.captions_of_row]
     tables, start = [], 0
-    for split, rows in rows_by_split.items():
+    for split, rows in source.splits.items():
         of_split = slice(start, start + len(rows))
-        defaults = {
-            "id": [f"{split}-{place:05d}" for place in range(len(rows))],
-            "category": [split] * len(rows),
-            "substitution": [""] * len(rows),
-            "image_id": digests[of_split],
-            "flaws": [[]] * len(rows),
-        }
-        present = {name: rows[name][:] for name in defaults if name in rows.column_names}
+        _check_content(split, rows, digests[of_split], source.content_sha256.get(split))
         columns = {
-            **defaults,
-            **present,
+            **about_rows(rows, split, digests[of_split]),
             "split": [split] * len(rows),
             **dict(zip(CAPTION_COLUMNS, captions[of_split].T, strict=True)),
             "image_sha256": digests[of_split],
-            "logits": list(logits[of_split]),
         }
-        tables.append(pa.table(columns, schema=SCORES_SCHEMA))
+        tables.append(pa.table(columns, schema=_DESCRIBED))
         start += len(rows)
     return pa.concat_tables(tables)
+
+
+def _check_content(split: str, rows: Dataset, digests: np.ndarray, stated: str | None) -> None:
+    if stated is not None and content_of(rows, digests.tolist()) != stated:
+        raise ValueError(
+            f"Expected the rows of split {split!r} to be those that the dataset's card states "
+            f"(content_sha256 {stated}), got others. The data is damaged or was edited: build or "
+            "download it again."
+        )
 
 
 def _signature(
@@ -216,12 +221,12 @@ def _signature(
     flawed = [bool(flaws) for flaws in scores["flaws"].to_pylist()]
     splits = scores["split"].to_pylist()
     described = scorer.describe()
-    name = _name_of(model) or described["model"]["id"]
+    name = public_name(model) or public_name(described["model"]["id"])
     return {
         **described,
         "model": {**described["model"], "id": name},
         "dataset": {
-            "id": _name_of(dataset),
+            "id": public_name(dataset),
             "revision": dataset_commit,
             "content_sha256": _content_hash(scores),
             "splits": {
@@ -245,13 +250,8 @@ def _signature(
     }
 
 
-def _name_of(source: Any) -> str | None:
-    return str(source) if isinstance(source, (str, Path)) else None
-
-
 def _content_hash(scores: pa.Table) -> str:
     """Hash all that the figures depend on, apart from the model: every column but the logits."""
     content = ContentHash()
-    for row in scores.drop_columns("logits").to_pylist():
-        content.add(row)
+    content.add_table(scores.drop_columns("logits"))
     return content.hexdigest()

@@ -5,7 +5,9 @@ captions. What is found here is what models (``encoders``) run over. No model he
 """
 
 import hashlib
-import io
+import os
+import stat
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +18,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Dataset, Image
+from datasets import ClassLabel, Dataset, Image
 from PIL import Image as PILImage
+
+from hard_positives_dataset.images import MAX_IMAGE_BYTES, open_image_bytes
 
 CAPTION_COLUMNS = ("caption", "hard_positive", "hard_negative")
 
@@ -81,7 +85,7 @@ def index_rows(dataset: Dataset, caption_columns: Sequence[str] = CAPTION_COLUMN
     image_of_row = np.array([distinct[digest] for digest in digests])
     first_rows = np.unique(image_of_row, return_index=True)[1].tolist()
 
-    columns = [dataset[name][:] for name in caption_columns]
+    columns = [_values(dataset, name) for name in caption_columns]
     _check_captions(columns, caption_columns)
     captions = {text: place for place, text in enumerate(dict.fromkeys(chain(*columns)))}
     captions_of_row = np.array([[captions[text] for text in column] for column in columns]).T
@@ -118,30 +122,148 @@ def _check_captions(columns: list[list], names: Sequence[str]) -> None:
             )
 
 
+def about_rows(
+    rows: Dataset, split: str, image_digests: Sequence[str]
+) -> dict[str, list[str] | list[list[str]]]:
+    """Bring into one form what is known of rows beside image and captions.
+
+    Whole numbers become text and class labels their names. Without ``id``, rows are numbered;
+    without ``category``, a split is one; without ``image_id``, rows of the same picture belong
+    together; without ``flaws``, or where these are null, a row has none.
+
+    Args:
+        rows: One split.
+        split: Its name.
+        image_digests: What to know each row's image by.
+
+    Returns:
+        ``id``, ``category``, ``substitution``, ``image_id`` and ``flaws``, one entry for each row.
+
+    Raises:
+        TypeError: A column is of a wrong type.
+        ValueError: A column has nulls, or two rows share an ``id``. All errors name the column.
+    """
+    about = {
+        "id": [f"{split}-{place:05d}" for place in range(len(rows))],
+        "category": [split] * len(rows),
+        "substitution": [""] * len(rows),
+        "image_id": list(image_digests),
+        "flaws": [[] for _ in range(len(rows))],
+    }
+    for name in about:
+        if name in rows.column_names:
+            about[name] = _flaws(rows) if name == "flaws" else _texts(rows, name, split)
+    repeated = [value for value, times in Counter(about["id"]).items() if times > 1]
+    if repeated:
+        raise ValueError(
+            f"Expected the column 'id' of split {split!r} to name every row once, got "
+            f"{repeated[0]!r} and {len(repeated) - 1} others several times. Remove repeated rows, "
+            "or the column: rows are then numbered."
+        )
+    return about
+
+
+def _texts(rows: Dataset, name: str, split: str) -> list[str]:
+    feature, values = rows.features[name], _values(rows, name)
+    nulls = [row for row, value in enumerate(values) if value is None]
+    if nulls and name == "substitution":
+        values = ["" if value is None else value for value in values]
+    elif nulls:
+        raise ValueError(
+            f"Expected the column {name!r} of split {split!r} to have a value in every row, got "
+            f"null in {len(nulls)} rows, first {nulls[0]}. Fill it, or remove these rows."
+        )
+    if isinstance(feature, ClassLabel):
+        return [feature.names[value] for value in values]
+    kinds = {type(value) for value in values}
+    if not kinds <= {str} and not kinds <= {int, str}:
+        raise TypeError(
+            f"Expected the column {name!r} of split {split!r} to hold text, whole numbers or class "
+            f"labels, got {feature}. Use dataset.cast_column."
+        )
+    return list(map(str, values))
+
+
+def _flaws(rows: Dataset) -> list[list[str]]:
+    values = [[] if value is None else value for value in _values(rows, "flaws")]
+    if not all(
+        isinstance(value, list) and all(isinstance(flaw, str) for flaw in value) for value in values
+    ):
+        raise TypeError(
+            f"Expected the column 'flaws' to hold lists of text, got {rows.features['flaws']}. Use "
+            "dataset.cast_column, and [] for a row without flaws."
+        )
+    return values
+
+
+def _values(rows: Dataset, name: str) -> list:
+    try:
+        return rows.with_format("arrow")[name].to_pylist()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"Expected the column {name!r} to hold UTF-8 text, got other bytes ({error}). The data "
+            "is damaged: build or download it again."
+        ) from error
+
+
 def read_image_file(cell: dict[str, Any] | None, row: int) -> bytes:
-    """Return the bytes of an undecoded cell of an image column."""
+    """Return the bytes of an undecoded cell of an image column.
+
+    A file that the cell names must be a regular one. Which files it may name is decided where the
+    rows were loaded (``sources``).
+
+    Raises:
+        ValueError: There is no image, or no regular file of a size that images have.
+    """
     if cell is not None and cell["bytes"] is not None:
         return cell["bytes"]
-    if cell is not None and cell["path"] is not None:
-        return Path(cell["path"]).read_bytes()
-    raise ValueError(f"Expected row {row} to have an image, got none. Remove or repair the row.")
+    if cell is None or cell["path"] is None:
+        raise ValueError(
+            f"Expected row {row} to have an image, got none. Remove or repair the row."
+        )
+    try:
+        return Path(regular_file(cell["path"])).read_bytes()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"Expected the image of row {row} to be a file that can be read, got "
+            f"{cell['path']!r}: {getattr(error, 'strerror', None) or error}. Repair or remove the "
+            "row."
+        ) from error
+
+
+def regular_file(path: str, limit: int | None = MAX_IMAGE_BYTES) -> str:
+    """Return the path of a file that may be read; nothing is opened.
+
+    Raises:
+        ValueError: It is missing, a folder, a device, a pipe or a socket, or of more than ``limit``
+            bytes.
+    """
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ValueError(f"no such file ({getattr(error, 'strerror', None) or error})") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("no regular file")
+    if limit is not None and status.st_size > limit:
+        raise ValueError(f"a file of {status.st_size:,} bytes, more than {limit:,}")
+    return path
 
 
 def decode_image(cell: dict[str, Any] | None, row: int) -> PILImage.Image:
     """Decode an undecoded cell of an image column to RGB.
 
-    Not by datasets' own decoding, which rotates by EXIF: the published loader does not.
+    Not by datasets' own decoding, which rotates by EXIF: the published loader does not. Formats,
+    size and pixels are limited (``hard_positives_dataset.images``).
 
     Raises:
-        ValueError: There is no image, or the bytes are no whole one.
+        ValueError: There is no image, or the bytes are no whole one within the limits.
     """
     file = read_image_file(cell, row)
     try:
-        return PILImage.open(io.BytesIO(file)).convert("RGB")
-    except (OSError, SyntaxError) as error:
+        return open_image_bytes(file).convert("RGB")
+    except (ValueError, OSError) as error:
         raise ValueError(
-            f"Expected row {row} to hold a readable image, got {len(file)} bytes that are not one "
-            f"({error}). Repair or remove the row."
+            f"Expected row {row} to hold a readable image, got {error}. Repair or remove the row."
         ) from error
 
 

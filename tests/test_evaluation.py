@@ -114,7 +114,7 @@ def test_a_folder_without_a_complete_result_is_refused(result, tmp_path):
 
 def test_the_signature_says_what_the_numbers_depend_on(result, tiny_clip, benchmark):
     signature = result.signature
-    assert signature["model"]["id"] == str(tiny_clip)
+    assert signature["model"]["id"] == tiny_clip.name  # no folder of this machine
     assert signature["model"]["architecture"] == "CLIPModel"
     assert signature["dtype"] == "float32"
     assert signature["dataset"]["splits"] == {
