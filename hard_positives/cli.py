@@ -101,7 +101,7 @@ def build(
 
     chosen = {"annotation_dir": annotations, "images": images, "splits": split}
     given = {name: value for name, value in chosen.items() if value}
-    with _input_errors():
+    with _input_errors(), _warnings_as_sentences():
         builder = HardPositives(config_name="visual_genome", **given)
         build_parquet(builder.as_streaming_dataset(), output, progress=not quiet)
     if not quiet:

@@ -13,9 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
-from itertools import takewhile
+
+from .flaws import DOUBTS, FLAWS, SEVERAL_NEGATIVES, changes, doubts_of, said, text_flaws
 
 PUBLISHED_COMMIT = "33addaae84b58d96dc8e9251b61d497c536ed23d"
 PUBLISHED_REPOSITORY = "https://github.com/amitakamath/hard_positives"
@@ -69,41 +70,6 @@ PUBLISHED_PAIRS = (
 )
 SPLITS = tuple(dict.fromkeys(pair.split for pair in PUBLISHED_PAIRS))
 
-FLAWS = (
-    "negative_equals_caption",
-    "negative_equals_hard_positive",
-    "contradicted",
-    "duplicate",
-    "substring_accident",
-)
-
-# The attribute words that the authors replaced. They replaced them as substrings, so that "covered"
-# became "covecrimson": only with this table can such a row be told from a real synonym.
-ATTRIBUTE_SUBSTITUTIONS = {
-    "aged": ["old"],
-    "big": ["huge", "large"],
-    "chestnut": ["brown"],
-    "crimson": ["red"],
-    "damp": ["wet"],
-    "dangling": ["hanging"],
-    "ebony": ["black"],
-    "emerald": ["green"],
-    "gazing": ["looking"],
-    "happy": ["smiling"],
-    "ingesting": ["eating"],
-    "ivory": ["white"],
-    "large": ["big"],
-    "lengthy": ["long"],
-    "metallic": ["silver"],
-    "sapphire": ["blue"],
-    "seated": ["sitting"],
-    "strolling": ["walking"],
-    "tiny": ["small"],
-    "unclouded": ["clear"],
-    "upright": ["standing"],
-    "youthful": ["young"],
-}
-
 _REPLACE_FIELDS = {"image_path": str, "image_id": str, "true_caption": str, "false_caption": str}
 _BOX_FIELDS = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
 _SWAP_FIELDS = {
@@ -128,7 +94,7 @@ class Triple:
         substitution: what changed between caption and hard positive; empty for swap.
         image_id: the Visual Genome id.
         bbox: x, y, width, height of the crop, or None for the whole image.
-        flaws: names out of `FLAWS`.
+        flaws: names out of `flaws.FLAWS`.
     """
 
     id: str
@@ -313,20 +279,21 @@ def _path_problem(path: str) -> str | None:
 def _triple(pair: PublishedPair, position: int, original: dict, positive: dict) -> Triple:
     swap = pair.split == "swap"
     caption, hard_positive = original["true_caption"], positive["true_caption"]
-    changes = [] if swap else _changes(caption, hard_positive)
+    # Should the two files disagree (SWAP only), the published script compares with this one.
+    hard_negative = positive["false_caption"]
+    texts = (caption, hard_positive, hard_negative)
     path = original["image_path"]
     return Triple(
         id=_row_id(pair, position),
         image_path=path,
         caption=caption,
         hard_positive=hard_positive,
-        # Should the two files disagree (SWAP only), the published script compares with this one.
-        hard_negative=positive["false_caption"],
+        hard_negative=hard_negative,
         category=pair.category,
-        substitution=_spell(changes),
+        substitution="" if swap else substitution(caption, hard_positive),
         image_id=os.path.splitext(os.path.basename(path))[0] if swap else original["image_id"],
         bbox=tuple(original[name] for name in _BOX_FIELDS) if swap else None,
-        flaws=("substring_accident",) if any(_is_accident(*change) for change in changes) else (),
+        flaws=() if swap else tuple(text_flaws(*texts, pair.category)),
     )
 
 
@@ -348,63 +315,51 @@ def substitution(caption: str, hard_positive: str) -> str:
         >>> substitution("white whiteboard", "ivory ivoryboard")
         'white > ivory, whiteboard > ivoryboard'
     """
-    return _spell(_changes(caption, hard_positive))
-
-
-def _spell(changes: list[tuple[str, str]]) -> str:
-    return ", ".join(dict.fromkeys(f"{before} > {after}" for before, after in changes))
-
-
-def _changes(caption: str, hard_positive: str) -> list[tuple[str, str]]:
-    # Split on single spaces: runs of spaces give empty words, and the captions stay as they are.
-    before, after = caption.split(" "), hard_positive.split(" ")
-    if len(before) == len(after):
-        return [(old, new) for old, new in zip(before, after, strict=True) if old != new]
-    start = _shared(before, after)
-    length = min(len(before), len(after)) - start
-    end = min(length, _shared(before[::-1], after[::-1]))
-    if length == end:  # One side is empty: take the neighbour along.
-        start, end = (start - 1, end) if start else (start, end - 1)
-    stop = -end if end else None
-    return [(" ".join(before[start:stop]), " ".join(after[start:stop]))]
-
-
-def _shared(before: list[str], after: list[str]) -> int:
-    """How many words both begin with."""
-    pairs = zip(before, after, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def _is_accident(before: str, after: str) -> bool:
-    """Whether a known replacement fired inside a longer word."""
-    return any(
-        old != before and old in before and before.replace(old, new) == after
-        for new, olds in ATTRIBUTE_SUBSTITUTIONS.items()
-        if new in after
-        for old in olds
-    )
+    found = changes(caption, hard_positive)
+    return ", ".join(dict.fromkeys(f"{before} > {after}" for before, after in found))
 
 
 def mark_flaws(triples: list[Triple]) -> list[Triple]:
     """Add the flaws that show only beside the other rows of the split, in the order of `FLAWS`.
 
-    Two rows are of the same image if path and box agree: another box is another picture.
+    Source: the texts but for spaces and the case of letters. Two rows are of the same image if path
+    and box agree: another box is another picture.
     """
     positives, seen, marked = defaultdict(set), set(), []
     for triple in triples:
-        positives[triple.image_path, triple.bbox] |= {triple.caption, triple.hard_positive}
+        positives[triple.image_path, triple.bbox] |= {
+            said(triple.caption),
+            said(triple.hard_positive),
+        }
     for triple in triples:
         image = (triple.image_path, triple.bbox)
-        content = (image, triple.caption, triple.hard_positive, triple.hard_negative)
+        caption, hard_positive, hard_negative = content = (
+            said(triple.caption),
+            said(triple.hard_positive),
+            said(triple.hard_negative),
+        )
         flaws = set(triple.flaws)
-        if triple.hard_negative == triple.caption:
-            flaws.add("negative_equals_caption")
-        if triple.hard_negative == triple.hard_positive:
-            flaws.add("negative_equals_hard_positive")
-        if not flaws & set(FLAWS[:2]) and triple.hard_negative in positives[image]:
+        if hard_negative not in (caption, hard_positive) and hard_negative in positives[image]:
             flaws.add("contradicted")
-        if content in seen:
+        if (image, content) in seen:
             flaws.add("duplicate")
-        seen.add(content)
+        seen.add((image, content))
         marked.append(replace(triple, flaws=tuple(name for name in FLAWS if name in flaws)))
     return marked
+
+
+def count_doubts(triples: list[Triple]) -> dict[str, int]:
+    """Count the rows of `replace` that are doubtful and have no flaw, by kind.
+
+    A row may be of several kinds. Of rows that share image, caption and hard positive, those beyond
+    the first count as `several_negatives`: one answer of a model counts again.
+    """
+    counts, asked = Counter(), set()
+    for triple in triples:
+        if triple.flaws:
+            continue
+        counts.update(doubts_of(triple.caption, triple.hard_positive, triple.hard_negative))
+        positives = (triple.image_path, triple.bbox, triple.caption, triple.hard_positive)
+        counts[SEVERAL_NEGATIVES] += positives in asked
+        asked.add(positives)
+    return {name: counts[name] for name in (*DOUBTS, SEVERAL_NEGATIVES)}

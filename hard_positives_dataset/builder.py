@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from .annotations import (
     SPLITS,
     PublishedPair,
     Triple,
+    count_doubts,
     git_blob_id,
     read_annotation_dir,
     read_triples,
@@ -68,6 +70,7 @@ prefers both positives to the negative. Split `replace` replaces one attribute o
 the whole image; split `swap` swaps attributes between two objects and shows the crop around them.
 Captions are byte for byte as published; the column `flaws` marks rows that no model can get right
 or that should not count."""
+_DOUBTFUL = "Doubtful rows are not marked. Among those"
 
 LICENSE = f"""\
 The images are Visual Genome's, under CC BY 4.0. The captions were published without a licence file
@@ -127,7 +130,7 @@ class HardPositivesConfig(datasets.BuilderConfig):
         """
         self._check()
         identity = hashlib.sha256(repr((self.splits, custom_features)).encode())
-        _hash_sources(identity, "annotations.py", "builder.py", "images.py")
+        _hash_sources(identity, "annotations.py", "builder.py", "flaws.py", "images.py")
         for contents in self.read_annotations().values():
             identity.update("".join(map(git_blob_id, contents)).encode())
         for source in self.images or ():
@@ -294,7 +297,15 @@ class HardPositives(datasets.GeneratorBasedBuilder):
             if git_blob_id(content) != blob_id
         ]
         if changed:
-            return f"Annotations: NOT the published files; these differ: {', '.join(changed)}."
+            names = ", ".join(changed)
+            warnings.warn(
+                f"Expected the annotations to be the published files of commit {PUBLISHED_COMMIT}, "
+                f"got others: {names} (by their published names). Their rows are taken as they "
+                "are; figures on them are not of the published benchmark. Download them again, "
+                "unless you changed them on purpose.",
+                stacklevel=2,
+            )
+            return f"Annotations: NOT the published files; these differ: {names}."
         return f"Annotations: the published files of commit {PUBLISHED_COMMIT}, checked."
 
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
@@ -318,6 +329,9 @@ class HardPositives(datasets.GeneratorBasedBuilder):
         images = self.config.images
         if images is None:
             images = dl_manager.download(list(IMAGE_URLS))
+        if "replace" in rows:
+            told = self.info.description.partition(_DOUBTFUL)[0].rstrip()
+            self.info.description = f"{told}\n\n{_doubts(rows['replace'])}"
         with ImageStore(images) as store:
             files = {split: locate_images(triples, store) for split, triples in rows.items()}
         self.info.splits = datasets.SplitDict(dataset_name=self.dataset_name)
@@ -350,6 +364,11 @@ class HardPositives(datasets.GeneratorBasedBuilder):
             if isinstance(error.__cause__, UnreadableImagesError):
                 raise error.__cause__ from None
             raise
+
+
+def _doubts(triples: list[Triple]) -> str:
+    found = [f"`{name}` {count:,}" for name, count in count_doubts(triples).items() if count]
+    return f"{_DOUBTFUL} of `replace` without flaws, by rule: {', '.join(found) or 'none'}."
 
 
 def _download_checked(dl_manager, folder: str, file_name: str, blob_id: str) -> bytes:

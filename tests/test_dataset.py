@@ -6,6 +6,7 @@ import http.server
 import io
 import json
 import os
+import re
 import resource
 import signal
 import struct
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 import zipfile
 import zlib
 from collections import Counter
@@ -28,18 +30,23 @@ from PIL import Image
 
 from hard_positives_dataset import HardPositives, build_parquet, parquet
 from hard_positives_dataset.annotations import (
+    count_doubts,
     read_annotation_dir,
     read_triples,
     substitution,
 )
 from hard_positives_dataset.builder import FEATURES
 from hard_positives_dataset.content import ContentHash, content_of
+from hard_positives_dataset.flaws import DOUBTS, FLAWS, doubts_of, text_flaws
 from hard_positives_dataset.folders import read_regular_file
 from hard_positives_dataset.images import MAX_IMAGE_BYTES, open_image_bytes
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("HARD_POSITIVES_DATA", ROOT.parent / "shared" / "data")) / "replace"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="HARD_POSITIVES_DATA names no folder")
+
+# The annotations made here are none that were ever published.
+pytestmark = pytest.mark.filterwarnings("ignore:Expected the annotations to be the published")
 
 ATTRIBUTES, RELATIONS = "vl_checklist_attributes.json", "vl_checklist_relations.json"
 SWAP = "visual_genome_attribution.json"
@@ -158,15 +165,224 @@ def test_published_files_give_the_known_counts(published):
     assert len({t.image_path for t in published}) == 8_041
     captions = {c for t in published for c in (t.caption, t.hard_positive, t.hard_negative)}
     assert len(captions) == 50_891
-    assert Counter((t.category, flaw) for t in published for flaw in t.flaws) == {
-        ("relation", "negative_equals_caption"): 15,
-        ("attribute", "negative_equals_hard_positive"): 1,
-        ("attribute", "contradicted"): 5,
-        ("relation", "contradicted"): 4,
-        ("attribute", "duplicate"): 186,
-        ("relation", "duplicate"): 1_403,
-        ("attribute", "substring_accident"): 10,
+
+
+FLAW_COUNTS = {
+    ("relation", "negative_equals_caption"): 15,
+    ("attribute", "negative_equals_hard_positive"): 1,
+    ("attribute", "negative_is_synonym"): 15,
+    ("attribute", "contradicted"): 6,
+    ("relation", "contradicted"): 4,
+    ("attribute", "duplicate"): 186,
+    ("relation", "duplicate"): 1_403,
+    ("attribute", "substring_accident"): 10,
+    ("relation", "substring_accident_in_negative"): 24,
+    ("relation", "relation_named_twice"): 14,
+}
+
+
+@needs_data
+def test_published_flaws_are_counted(published):
+    assert Counter((t.category, flaw) for t in published for flaw in t.flaws) == FLAW_COUNTS
+    clean = Counter(t.category for t in published if not t.flaws)
+    assert clean == {"attribute": 10_357, "relation": 15_414}
+
+
+@needs_data
+def test_published_flaws_are_the_rows_that_were_read_one_by_one(published):
+    found = {
+        flaw: {int(t.id[-5:]) for t in published if flaw in t.flaws}
+        for flaw in ("negative_is_synonym", "relation_named_twice", "contradicted")
     }
+    assert found == {
+        "negative_is_synonym": {
+            *(8985, 9031, 9129, 9334, 9532, 9590, 9790, 9847, 9925, 10117, 10272),  # sizes
+            *(10414, 10445, 10528, 10545),  # cloudless, of what is no sky
+        },
+        "relation_named_twice": {
+            *(2062, 5451, 7219, 8424, 9975, 10301, 11308, 11874, 12899, 13745, 13746, 14796),
+            *(15339, 15461),
+        },
+        "contradicted": {863, 1446, 1601, 3748, 5867, 7557, 10304, 10305, 11295, 14104},
+    }
+    accidents = [t for t in published if "substring_accident_in_negative" in t.flaws]
+    words = {word for t in accidents for word in t.hard_negative.split()}
+    assert {"wout", "plaout", "abovecarriage", "machout", "sout", "lout"} <= words
+    known = {word for t in published for word in t.caption.split()}
+    pieces = {word for word in words - known if "out" in word or word.startswith("of")}
+    others = [t for t in published if pieces & set(t.hard_negative.split()) and t not in accidents]
+    assert pieces and not others
+
+
+@needs_data
+def test_published_doubts_are_counted_as_the_card_says(published):
+    counts = count_doubts(published)
+    assert counts == {
+        **{"nearby_for_beside": 10, "nearby_for_in_under_on": 301, "negative_may_hold": 59},
+        **{"near_colour": 569, "article_lost_by_negative": 701, "thing_beside_itself": 143},
+        **{"on_top_of_for_above": 273, "within_front_of": 335, "within_clothes": 364},
+        **{"in_for_wearing_accessories": 311, "unclouded_for_clear": 28},
+        **{"ivory_or_ebony_people": 14, "wrong_article": 138, "next_to_to": 2},
+        "several_negatives": 1_756,
+    }
+
+
+def test_the_card_of_the_dataset_states_these_counts():
+    card = (ROOT / "hard_positives_dataset" / "README.md").read_text()
+    for flaw in FLAWS:
+        row = next(line for line in card.splitlines() if line.startswith(f"| `{flaw}`"))
+        stated = [int(cell.replace(",", "")) for cell in row.split("|")[2:4]]
+        assert stated == [FLAW_COUNTS.get((kind, flaw), 0) for kind in ("attribute", "relation")]
+    for name, doubt in DOUBTS.items():
+        assert re.search(rf"\| `{name}` \| [\d,]+ \| {re.escape(doubt.says)} \|", card)
+
+
+@pytest.mark.parametrize(
+    ("flaw", "row", "neighbour"),
+    [
+        ("negative_equals_caption", ("A  b", "c b", "a b "), ("a b", "c b", "ab")),
+        ("negative_equals_hard_positive", ("a b", "c b", "C b"), ("a b", "c b", "cb")),
+        *(
+            ("negative_is_synonym", row, ("small cat", "tiny cat", "thin cat"))
+            for row in [
+                ("small cat", "tiny cat", "little cat"),
+                ("large cat", "big cat", "huge cat"),
+                ("clear  glass", "unclouded  glass", "cloudless glass"),
+            ]
+        ),
+        (
+            "negative_is_synonym",
+            ("big cat in big hat", "large cat in large hat", "huge cat in huge hat"),
+            ("big cat in big hat", "large cat in large hat", "huge cat in tiny hat"),
+        ),
+        ("substring_accident", ("wetsuit", "dampsuit", "a"), ("wet suit", "damp suit", "a")),
+        (
+            "substring_accident_in_negative",
+            ("wine in glass", "wine within glass", "wout ofe out of glass"),
+            ("wine in glass", "wine within glass", "wine out of glass"),
+        ),
+        (
+            "substring_accident_in_negative",
+            ("smoke under undercoat", "smoke beneath undercoat", "smoke above abovecoat"),
+            ("smoke under undercoat", "smoke beneath undercoat", "smoke above undercoat"),
+        ),
+        (
+            "relation_named_twice",
+            ("trees behind behind", "trees to the rear of behind", "a"),
+            ("man behind behindhand man", "man to the rear of behindhand man", "a"),
+        ),
+        (
+            "relation_named_twice",
+            ("hill by wall by lake", "hill near wall near lake", "a"),
+            ("man by man on hill", "man near man on hill", "a"),
+        ),
+    ],
+)  # fmt: skip
+def test_each_flaw_of_texts_has_a_neighbour_that_is_none(flaw, row, neighbour):
+    assert flaw in set(text_flaws(*row, "relation"))
+    assert flaw not in set(text_flaws(*neighbour, "relation"))
+
+
+def test_two_things_of_one_colour_are_no_flaw():
+    assert not list(
+        text_flaws("red cat on red mat", "crimson cat on crimson mat", "b", "attribute")
+    )
+
+
+@pytest.mark.parametrize(
+    ("flaw", "row", "neighbour"),
+    [
+        ("contradicted", ("f", "g", "A  b"), ("f", "g", "ab")),
+        ("duplicate", ("a b ", "c b", "D"), ("a b", "c b", "e")),
+    ],
+)
+def test_spaces_and_case_make_no_other_row(builder, tmp_path, images, flaw, row, neighbour):
+    first = replace_row(1, "a b", "c b", "d")
+    rows = [first, replace_row(1, *row), replace_row(1, *neighbour), replace_row(2, *row)]
+    folder = write_annotations(tmp_path / "x", **{ATTRIBUTES: rows, RELATIONS: []})
+    marked = read_triples(read_annotation_dir(folder, ("replace",)), "replace")
+    assert [triple.flaws for triple in marked] == [(), (flaw,), (), ()]
+
+
+@pytest.mark.parametrize(
+    ("doubt", "row", "neighbour"),
+    [
+        (
+            "nearby_for_beside",
+            ("cat by pot", "cat near pot", "cat nearby pot"),
+            ("cat by pot", "cat near pot", "cat far from pot"),
+        ),
+        (
+            "nearby_for_in_under_on",
+            ("cat in pot", "cat within pot", "cat nearby pot"),
+            ("cat by pot", "cat near pot", "cat nearby pot"),
+        ),
+        (
+            "negative_may_hold",
+            ("man holding cup", "man grasping cup", "man using cup"),
+            ("man holding cup", "man grasping cup", "man hitting cup"),
+        ),
+        (
+            "near_colour",
+            ("white cup", "ivory cup", "cream colored cup"),
+            ("white cup", "ivory cup", "red cup"),
+        ),
+        (
+            "article_lost_by_negative",
+            ("cat in a pot", "cat within a pot", "cat out of pot"),
+            ("cat in a pot", "cat within pot", "cat out of pot"),
+        ),
+        (
+            "thing_beside_itself",
+            ("a tree in the tree", "a tree within the tree", "a tree out of the tree"),
+            ("street light in street", "street light within street", "street light out of street"),
+        ),
+        (
+            "on_top_of_for_above",
+            ("a above b", "a on top of b", "c"),
+            ("a above b", "a over b", "c"),
+        ),
+        (
+            "within_front_of",
+            ("cat in front of bus", "cat within front of bus", "c"),
+            ("cat in front", "cat within front", "c"),
+        ),
+        (
+            "within_clothes",
+            ("man in red shirt", "man within red shirt", "c"),
+            ("man in shirt shop", "man within shirt shop", "c"),
+        ),
+        (
+            "in_for_wearing_accessories",
+            ("man wearing a ring", "man in a ring", "c"),
+            ("man wearing a shirt", "man in a shirt", "c"),
+        ),
+        (
+            "unclouded_for_clear",
+            ("clear glass", "unclouded glass", "c"),
+            ("clear sky", "unclouded sky", "c"),
+        ),
+        (
+            "ivory_or_ebony_people",
+            ("black man", "ebony man", "c"),
+            ("black mantle", "ebony mantle", "c"),
+        ),
+        ("wrong_article", ("a white cup", "a ivory cup", "c"), ("a red cup", "a crimson cup", "c")),
+        (
+            "next_to_to",
+            ("man near to bus", "man next to to bus", "c"),
+            ("man near tower", "man next to tower", "c"),
+        ),
+    ],
+)
+def test_each_doubt_has_a_neighbour_that_is_none(doubt, row, neighbour):
+    assert doubt in doubts_of(*row)
+    assert doubt not in doubts_of(*neighbour)
+
+
+def test_every_doubt_has_its_test():
+    marks = test_each_doubt_has_a_neighbour_that_is_none.pytestmark
+    assert [case[0] for case in marks[0].args[1]] == list(DOUBTS)
 
 
 @needs_data
@@ -446,6 +662,28 @@ def test_shifted_and_shortened_files_are_refused(builder, annotations, images):
         builder(annotations, images).as_streaming_dataset()
     path.write_text(json.dumps(rows))
     assert stream(builder(annotations, images))
+
+
+@needs_data
+def test_the_published_files_pass_without_a_word(builder, images):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = builder(DATA, images, splits=["replace"])
+    assert "the published files of commit" in made.info.description
+
+
+def test_files_that_are_not_the_published_ones_are_built_with_a_warning(
+    annotations, images, tmp_path
+):
+    command = ["build", tmp_path / "out", "--annotations", annotations, "--images", images]
+    done = child("-m", "hard_positives", *command, cwd=tmp_path, HF_HOME=str(tmp_path / "home"))
+    assert done.returncode == 0, done.stderr
+    [told] = [line for line in done.stderr.splitlines() if line.startswith("Warning: ")]
+    assert told.startswith("Warning: Expected the annotations to be the published files of commit")
+    assert "got others: data/vl_checklist_attributes.json, swapped_data/" in told
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "NOT the published files; these differ: data/vl_checklist_attributes.json" in card
+    assert "Doubtful rows are not marked. Among those of `replace`" in card
 
 
 def test_absent_splits_and_unknown_names_say_what_to_do(builder, annotations, images):

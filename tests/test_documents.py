@@ -43,6 +43,7 @@ MODULES = [
     "hard_positive_metric.hard_positive_metric",
     "hard_positives_dataset.annotations",
     "hard_positives_dataset.content",
+    "hard_positives_dataset.flaws",
     "hard_positives_dataset.folders",
     "hard_positives_dataset.builder",
     "hard_positives_dataset.images",
