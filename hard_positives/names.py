@@ -10,8 +10,9 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 # Control characters (C0 and C1) and those that turn the direction of what follows: a terminal obeys
-# the first, and the second show a reader other words than are there.
-_ACTIVE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# the first, and the second show a reader other words than are there. Halves of a character that
+# stand alone, as JSON may hold them, cannot be written at all.
+_ACTIVE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def public_name(source: Any) -> str | None:

@@ -1,12 +1,12 @@
 """Results in, something to look at out: tables for the terminal, a page and Markdown to keep.
 
 Percent appear here only; everywhere else a figure is a fraction. The page's markup, style and
-script stand in ``report_page/``; which rows it shows is up to ``gallery``.
+script stand in `report_page/`; which rows it shows is up to `gallery`. Names and captions come from
+other people: whatever they hold is shown as text.
 """
 
 import base64
 import hashlib
-import os
 import re
 import shlex
 import warnings
@@ -28,11 +28,13 @@ from rich.table import Table
 from rich.text import Text
 
 from hard_positive_metric import OUTCOMES, compute_metrics
-from hard_positives import __version__
+from hard_positives import __version__, published
 from hard_positives.comparison import PairedDifference, check_same_rows, compare
 from hard_positives.evaluation import EvaluationResult
 from hard_positives.gallery import Gallery, choose_examples
-from hard_positives.sources import load_splits
+from hard_positives.names import printable, public_name
+from hard_positives.sources import EMBEDDED_DATASET, load_source
+from hard_positives_dataset.folders import write_whole
 
 COLUMNS = {
     "original": "original_accuracy",
@@ -51,19 +53,6 @@ OUTCOME_TITLES = {
 }
 # Three scores in random order: c above c_n; c_n last; c_n between; c first and c_n second.
 CHANCE = ("50.0", "33.3", "33.3", "16.7", "0.0")
-# Second-hand: read in summaries of the paper, not in its own table.
-HUMANS = ("97", "97", "0", "0", "")
-PUBLISHED = (
-    ("REPLACE macro", "CLIP ViT-B/32", "61.6", "46.8", "23.2"),
-    ("REPLACE macro", "NegCLIP", "68.6", "52.1", ""),
-    ("REPLACE macro", "DAC-LLM", "87.6", "48.9", "40.1"),
-    ("REPLACE macro", "CLIP tuned on hard negatives", "", "55.7", "21.0"),
-    ("REPLACE macro", "CLIP tuned on hard positives and hard negatives", "69.0", "58.0", "16.9"),
-    ("REPLACE macro", "humans", "97", "97", "0"),
-    ("swap", "CLIP ViT-B/32", "60.5 (derived)", "49.6", ""),
-    ("swap", "CLIP tuned on hard positives and hard negatives", "73.2 (derived)", "61.1", ""),
-)
-PUBLISHED_SIZES = {"attribute": 10_575, "relation": 16_868, "swap": 28_748}
 EXPLANATION = (
     "% of rows ± half of the 95 % interval, clustered by image. Original: the caption beats the "
     "hard negative. Augmented: the hard positive does too. Brittleness: the hard negative falls "
@@ -74,6 +63,13 @@ COMPARISON_EXPLANATION = (
     "rows that only the second, only the first model has right. p: McNemar's exact test of won "
     "against lost, which takes rows of one image as independent; trust the interval."
 )
+DASH = "\u2013"  # of a range, and where there is no interval
+NO_INTERVAL = f"{DASH}: too few images for an interval."
+# By what the signature calls `processor.preprocessing`.
+PREPARATIONS = {
+    "transformers": "Images prepared as transformers does.",
+    "openai": "Images prepared as the published code does (OpenAI's transform).",
+}
 SUBSTITUTIONS = 200  # at most, the most frequent
 BINS, FRAME = 56, 280  # of a density, its side in cells and in units of the drawing
 FULL_SIZE = 5000  # rows; with fewer, cells of twice the side
@@ -95,7 +91,8 @@ def render_table(result: EvaluationResult) -> Table:
         >>> import rich
         >>> rich.print(render_table(EvaluationResult.load("results/clip")))  # doctest: +SKIP
     """
-    table = _new_table(Text(result.signature["model"]["id"]), EXPLANATION)
+    footing = [EXPLANATION, *_no_interval([result]), *_preparation(result)]
+    table = _new_table(_text(name_of(result)), " ".join(footing))
     table.add_column("", overflow="fold")
     table.add_column("rows", justify="right", no_wrap=True)
     for name in COLUMNS:
@@ -107,8 +104,31 @@ def render_table(result: EvaluationResult) -> Table:
                 _add_figures(table, label, row)
         table.add_section()
     table.add_row("chance", "", *CHANCE, style="dim")
-    table.add_row("REPLACE humans", "", *HUMANS, style="dim")
+    table.add_row("REPLACE humans", "", *published.HUMANS, style="dim")
     return table
+
+
+def _text(value: Any, style: str = "") -> Text:
+    return Text(printable(value), style)
+
+
+def _no_interval(results: Sequence[EvaluationResult]) -> list[str]:
+    """What the dashes in the place of intervals mean, where there are any."""
+    rows = [
+        row
+        for result in results
+        for view in result.metrics.values()
+        for split, figures in view.items()
+        for _, row in _labelled_rows(split, figures)
+    ]
+    missing = any(row[f"{name}_ci_low"] is None for row in rows for name in COLUMNS.values())
+    return [NO_INTERVAL] if missing else []
+
+
+def _preparation(result: EvaluationResult) -> list[str]:
+    """How images were prepared, where the signature says so."""
+    choice = (result.signature.get("processor") or {}).get("preprocessing")
+    return [PREPARATIONS[choice]] if choice in PREPARATIONS else []
 
 
 def _new_table(title: Text, explanation: str) -> Table:
@@ -138,14 +158,20 @@ def _add_figures(table: Table, label: str, figures: dict[str, Any]) -> None:
     strict = [_percent(figures[name]) for name in COLUMNS.values()]
     intervals = [_half_interval(figures, name) for name in COLUMNS.values()]
     cells = [f"{value} ±{half}" for value, half in zip(strict, intervals, strict=True)]
-    table.add_row(Text(f" {label}"), f"{figures['num_examples']:,}", *cells)
+    table.add_row(_text(f" {label}"), f"{figures['num_examples']:,}", *cells)
     halves = [_percent(figures[f"{name}_half_credit"]) for name in list(COLUMNS.values())[:3]]
     if halves != strict[:3]:
         table.add_row("  ties as half", "", *halves, style="dim")
 
 
 def _half_interval(figures: dict[str, Any], name: str) -> str:
-    return _percent((figures[f"{name}_ci_high"] - figures[f"{name}_ci_low"]) / 2)
+    low, high = figures[f"{name}_ci_low"], figures[f"{name}_ci_high"]
+    return DASH if low is None else _percent((high - low) / 2)
+
+
+def _interval(figures: dict[str, Any], name: str) -> str:
+    low, high = figures[f"{name}_ci_low"], figures[f"{name}_ci_high"]
+    return DASH if low is None else f"{_percent(low)}{DASH}{_percent(high)}"
 
 
 def _percent(fraction: float) -> str:
@@ -173,7 +199,7 @@ def render_comparison(first: EvaluationResult, second: EvaluationResult) -> Tabl
     """
     differences = compare(first, second)
     names = [name_of(result) for result in (first, second)]
-    table = _new_table(Text(f"{names[1]} - {names[0]}"), COMPARISON_EXPLANATION)
+    table = _new_table(_text(f"{names[1]} - {names[0]}"), COMPARISON_EXPLANATION)
     table.add_column("", overflow="fold")
     for name in ("first", "second", "difference", "95 % interval", "won", "lost", "p"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -184,7 +210,7 @@ def render_comparison(first: EvaluationResult, second: EvaluationResult) -> Tabl
         for split, group in dict.fromkeys((row.split, row.group) for row in of_view):
             rows = [row for row in of_view if (row.split, row.group) == (split, group)]
             label = _mean_label(split, group) if group in ("macro", "micro") else group
-            table.add_row(Text(f" {label}"), Text(f"n={rows[0].num_examples:,}", style="dim"))
+            table.add_row(_text(f" {label}"), Text(f"n={rows[0].num_examples:,}", style="dim"))
             for row in rows:
                 table.add_row(f"  {titles[row.figure]}", *_comparison_cells(row))
         table.add_section()
@@ -219,8 +245,7 @@ def _signed(fraction: float) -> str:
 
 def name_of(result: EvaluationResult) -> str:
     """The model's Hub id, or the last part of its folder's path."""
-    model_id = result.signature["model"]["id"]
-    return Path(model_id).name if Path(model_id).is_absolute() else model_id
+    return public_name(result.signature["model"]["id"])
 
 
 @dataclass(frozen=True)
@@ -232,6 +257,7 @@ class _Model:
     name: str
     result: EvaluationResult
     command: str | None
+    preparation: str
     signature: list[tuple[str, Any]]
 
 
@@ -270,25 +296,28 @@ def write_report(
     *,
     dataset: str | Path | Dataset | DatasetDict | None = None,
 ) -> Path:
-    """Write a page (``index.html``) that needs no network, and its text as ``report.md``.
+    """Write a page (`index.html`) that needs no network, and its text as `report.md`.
 
     The page holds the paper's table with intervals, what happened in the rows, accuracy against
     brittleness, the figures by substitution, the margins, rows with their pictures, and each run's
     signature and command. Several results are shown side by side; then the rows are those on which
-    they disagree. At most ``gallery.GALLERY_ROWS`` rows are shown, whatever the number of rows.
+    they disagree. At most `gallery.GALLERY_ROWS` rows are shown, whatever the number of rows. Their
+    captions are those that were scored; a picture is shown only if its bytes are.
 
     Args:
         results: One or more, over the same rows.
-        output_dir: A folder; made if absent. The two files in it are replaced.
-        dataset: What was scored, for captions and pictures, as for :func:`hard_positives.evaluate`.
-            Left out, the dataset that the first result's signature names; where that cannot be
-            opened, a warning, and a page without pictures.
+        output_dir: A folder; made if absent. The two files in it are replaced, once both are
+            written.
+        dataset: What was scored, for its pictures, as for :func:`hard_positives.evaluate`. If left
+            out, the dataset that the first result's signature names, at the commit that it names;
+            if that cannot be opened, a warning, and a page without pictures.
 
     Returns:
-        The path of ``index.html``.
+        The path of `index.html`.
 
     Raises:
-        ValueError: No results; results over different rows; ``dataset`` has other rows.
+        ValueError: No results; results over different rows; `dataset` holds none of the pictures.
+        OSError: The disk is full; the earlier page is whole.
 
     Examples:
         >>> result = EvaluationResult.load("results/clip")  # doctest: +SKIP
@@ -298,36 +327,57 @@ def write_report(
     if not results:
         raise ValueError("Expected results to be at least one result, got none.")
     check_same_rows(results)
-    gallery, no_gallery = _open_gallery(results, dataset)
-    content = _content(results, gallery, no_gallery)
+    rows_by_split, no_pictures = _open_dataset(results[0].signature["dataset"], dataset)
+    gallery = choose_examples(results, rows_by_split)
+    if not no_pictures:
+        no_pictures = _missing_pictures(gallery, is_asked_for=dataset is not None)
+    if no_pictures:
+        warnings.warn(printable(f"The report lacks pictures: {no_pictures}"), stacklevel=2)
+    content = _content(results, gallery, no_pictures)
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in {PAGE: _render_page(content), MARKDOWN: _render_markdown(content)}.items():
-        partial = folder / f".{name}.{os.getpid()}"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(folder / name)
+    # Both are written before one is put in place, the page last. A kill between the two renames
+    # leaves files of two runs; each holds its own figures, signatures and captions.
+    with write_whole(folder / PAGE) as page, write_whole(folder / MARKDOWN) as markdown:
+        page.write_text(_render_page(content), encoding="utf-8")
+        markdown.write_text(_render_markdown(content), encoding="utf-8")
     return folder / PAGE
 
 
-def _open_gallery(results: Sequence[EvaluationResult], dataset: Any) -> tuple[Gallery | None, str]:
-    """The gallery, or why there is none."""
-    splits = list(results[0].signature["dataset"]["splits"])
+def _open_dataset(signature: dict[str, Any], dataset: Any) -> tuple[dict[str, Dataset], str]:
+    """What was scored, by split, for its pictures; or nothing, and why."""
+    splits, source, revision = list(signature["splits"]), signature["id"], signature["revision"]
     if dataset is not None:
-        return choose_examples(results, load_splits(dataset, splits)), ""
-    source = results[0].signature["dataset"]["id"]
-    reason = "the results do not name their dataset"
-    if source is not None:
-        try:
-            return choose_examples(results, load_splits(source, splits)), ""
-        except (OSError, ValueError) as error:
-            reason = f"{source} could not be used ({error})"
-    reason += ". Give the dataset to see rows (--dataset)."
-    warnings.warn(f"The report shows no rows: {reason}", stacklevel=3)
-    return None, reason
+        is_source = dataset == source and not Path(dataset).exists()
+        return load_source(dataset, splits, revision if is_source else None).splits, ""
+    advice = "Give the dataset to see pictures (--dataset)."
+    if source is None:
+        return {}, f"the results do not name their dataset. {advice}"
+    # Without a commit it was a folder: its name means nothing on the Hub.
+    if revision is None and source != EMBEDDED_DATASET and not Path(source).exists():
+        return {}, f"{public_name(source)} is not here. {advice}"
+    try:
+        return load_source(source, splits, revision).splits, ""
+    except (OSError, ValueError) as error:
+        # Not its text, which may name folders of this machine. Who gives the dataset sees it.
+        return {}, f"{public_name(source)} could not be opened ({type(error).__name__}). {advice}"
+
+
+def _missing_pictures(gallery: Gallery, *, is_asked_for: bool) -> str:
+    """How many rows have no picture, or nothing if all have one."""
+    missing, shown = gallery.num_without_picture, len(gallery.examples)
+    if missing == shown and is_asked_for:
+        raise ValueError(
+            f"Expected the dataset to hold the pictures that were scored, got none of the {shown} "
+            "that the page would show. Pass the dataset that the results were made from."
+        )
+    if not missing:
+        return ""
+    return f"the dataset does not hold what was scored in {missing} of these {shown} rows."
 
 
 def _content(
-    results: Sequence[EvaluationResult], gallery: Gallery | None, no_gallery: str
+    results: Sequence[EvaluationResult], gallery: Gallery, no_pictures: str
 ) -> dict[str, Any]:
     """All that the two templates show."""
     models = _models(results)
@@ -349,14 +399,16 @@ def _content(
         "outcome_titles": OUTCOME_TITLES,
         # In the order of figure_titles.
         "chance": [CHANCE[place] for place in (0, 1, 3, 2)],
-        "humans": [HUMANS[place] for place in (0, 1, 3, 2)],
-        "published": PUBLISHED,
-        "is_published_benchmark": _is_published_benchmark(results[0].scores),
+        "humans": [published.HUMANS[place] for place in (0, 1, 3, 2)],
+        "published": published.FIGURES,
+        "published_rows": published.describe_rows(results[0].scores),
+        "no_interval": " ".join(_no_interval(results)),
+        "preparations": _preparations(models),
         "substitutions": substitutions,
         "num_substitutions": num_substitutions,
         "margins": [_margins(model, split) for split in metrics for model in models],
         "gallery": gallery,
-        "no_gallery": no_gallery,
+        "no_pictures": no_pictures,
         "version": __version__,
     }
 
@@ -371,10 +423,18 @@ def _models(results: Sequence[EvaluationResult]) -> list[_Model]:
             name=_full_name(result) if names[place] in repeated else names[place],
             result=result,
             command=command_of(result),
+            preparation=" ".join(_preparation(result)),
             signature=list(_flattened(result.signature)),
         )
         for place, result in enumerate(results)
     ]
+
+
+def _preparations(models: Sequence[_Model]) -> str:
+    """How the images of all models were prepared, or of each where they differ."""
+    if len({model.preparation for model in models}) == 1:
+        return models[0].preparation
+    return " ".join(f"{m.letter}: {m.preparation or 'Not known.'}" for m in models)
 
 
 def _full_name(result: EvaluationResult) -> str:
@@ -388,8 +448,8 @@ def command_of(result: EvaluationResult) -> str | None:
     signature = result.signature
     if signature["dataset"]["id"] is None or "weights_sha256" not in signature["model"]:
         return None
-    command = ["hard-positives", "evaluate", signature["model"]["id"]]
-    command += ["--dataset", signature["dataset"]["id"]]
+    command = ["hard-positives", "evaluate", name_of(result)]
+    command += ["--dataset", public_name(signature["dataset"]["id"])]
     for split in signature["dataset"]["splits"]:
         command += ["--split", split]
     for option, part in {"--revision": "model", "--dataset-revision": "dataset"}.items():
@@ -422,11 +482,6 @@ def _view(view: str, results: Sequence[EvaluationResult]) -> _View:
 def _headline_label(split: str, figures: dict[str, Any]) -> str:
     labels = list(figures["groups"])
     return labels[0] if len(labels) == 1 else _mean_label(split, "macro")
-
-
-def _is_published_benchmark(scores: pa.Table) -> bool:
-    sizes = {row["values"]: row["counts"] for row in scores["category"].value_counts().to_pylist()}
-    return all(PUBLISHED_SIZES.get(category) == size for category, size in sizes.items())
 
 
 def _substitutions(results: Sequence[EvaluationResult]) -> tuple[list[_Line], int]:
@@ -510,11 +565,30 @@ def _template(name: str, autoescape: bool) -> jinja2.Template:
         loader=jinja2.PackageLoader("hard_positives", "report_page"),
         autoescape=autoescape,
         undefined=jinja2.StrictUndefined,
+        finalize=_shown,
     )
-    environment.filters |= {"percent": _percent, "plain": _plain}
+    environment.filters |= {
+        "percent": _percent,
+        "plain": _plain,
+        "fenced": _fenced,
+        "interval": _interval,
+        "half_interval": _half_interval,
+    }
     return environment.get_template(name)
+
+
+def _shown(value: Any) -> Any:
+    return printable(value) if type(value) is str else value  # not Markup, which is ours
 
 
 def _plain(text: Any) -> str:
     """Text that Markdown shows as it is, in one line and one table cell."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&-])", r"\\\1", " ".join(str(text).split()))
+    one_line = " ".join(printable(text).split())
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$-])", r"\\\1", one_line)
+
+
+def _fenced(text: str) -> Markup:
+    """A block of code that no backquotes in it can end."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return Markup(f"{fence}sh\n{printable(text)}\n{fence}")
