@@ -5,8 +5,12 @@ import io
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +21,20 @@ from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as PILImage
 
 from hard_positive_metric import row_outcomes
-from hard_positives import EvaluationResult, render_comparison, render_table, write_report
+from hard_positives import (
+    EvaluationResult,
+    evaluate,
+    published,
+    render_comparison,
+    render_table,
+    write_report,
+)
 from hard_positives.evaluation import SCORES_SCHEMA
 from hard_positives.gallery import GALLERY_BYTES, GALLERY_ROWS, choose_examples
+from hard_positives.names import printable
 from hard_positives.rows import CAPTION_COLUMNS
 from hard_positives_dataset import build_parquet
+from hard_positives_dataset.annotations import read_annotation_dir, read_triples
 from hard_positives_dataset.shapes import IMAGE_SIZE, generate_rows
 
 TEXT_COLUMNS = ("id", "caption", "hard_positive", "hard_negative", "category", "substitution")
@@ -32,6 +45,10 @@ FEATURES = Features(
         "bbox": List(Value("int32")),
         "flaws": List(Value("string")),
     }
+)
+ATTACKS = runpy.run_path(str(ROOT / "benchmarks" / "attacks_pages.py"))
+hostile_strings, problems_of_page, problems_of_terminal = (
+    ATTACKS[name] for name in ("hostile_strings", "problems_of_page", "problems_of_terminal")
 )
 # Base, tuned on hard negatives (right by disliking every edit), tuned with hard positives too.
 KINDS = {"base": (1.0, 0.3), "hard negatives": (3.5, 3.2), "both": (3.2, 0.4)}
@@ -334,7 +351,7 @@ def test_hostile_texts_are_shown_as_text_and_break_nothing(browser, hostile, tmp
     page = write_report(results[:1], tmp_path, dataset=rows)
     open_page(browser, page, "phone")
     texts = [text.get_attribute("textContent") for text in find(browser, ".triple .text")]
-    assert texts[::3] == list(HOSTILE.values())
+    assert texts[::3] == [printable(text) for text in HOSTILE.values()]
     assert browser.title.startswith("Hard positives: <script>")
     assert len(find(browser, "script")) == 1
     assert all(url.startswith(("file:", "data:")) for url in requests_of(browser))
@@ -342,7 +359,7 @@ def test_hostile_texts_are_shown_as_text_and_break_nothing(browser, hostile, tmp
     assert browser.execute_script("return document.documentElement.scrollWidth") == 390
     # A filter by a hostile value finds its row: it came through the attribute whole.
     for record in rows["replace"]:
-        choose(browser, "[data-filter='category']", record["category"])
+        choose(browser, "[data-filter='category']", printable(record["category"]))
         assert len(shown_cards(browser)) == 1
 
 
@@ -356,28 +373,97 @@ def test_axe_finds_no_barrier_among_hostile_texts(browser, hostile, tmp_path):
 
 
 def test_hostile_texts_stay_in_their_cells_in_markdown(hostile, tmp_path):
-    from markdown_it import MarkdownIt
-
     results, rows = hostile
     write_report(results, tmp_path, dataset=rows)
+    assert problems_of_page(tmp_path) == []
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
-    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
-    assert "<script" not in html and "<img" not in html and "<a " not in html
-    tables = re.findall(r"<table>(.*?)</table>", html, flags=re.DOTALL)
-    for table in tables:
-        widths = {len(re.findall("<t[hd][ >]", line)) for line in table.split("</tr>")[:-1]}
-        assert len(widths) == 1
-    assert "&lt;script&gt;document.title = 'run'" in html
+    assert "document.title = 'run'" in text
 
 
-def test_hostile_names_reach_the_terminal_as_text(hostile, capsys):
+def with_strings(value, strings):
+    """The value with every text in it replaced by the next of `strings`."""
+    if isinstance(value, dict):
+        return {key: with_strings(part, strings) for key, part in value.items()}
+    return next(strings) if isinstance(value, str) else value
+
+
+@pytest.fixture(scope="module")
+def poisoned() -> list[EvaluationResult]:
+    """Results of somebody else whose every text is hostile, twice over the same rows."""
+    pool = iter(hostile_strings(500))
+    names = ("split", *TEXT_COLUMNS, "image_id", "image_sha256")
+    rows = [{name: next(pool) for name in names} for _ in range(12)]
+    for place, row in enumerate(rows):  # two splits of three categories
+        row |= {"split": rows[place // 6 * 6]["split"], "category": rows[place // 2]["category"]}
+        row |= {"flaws": [next(pool)] * (place % 3 == 0)}
+    logits = np.random.default_rng(0).normal(20, 2, (2, len(rows), 3)).astype(np.float32)
+    made = []
+    for of_model in logits:
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        scores = pa.table({**columns, "logits": list(of_model)}, schema=SCORES_SCHEMA)
+        signature = {
+            "model": {"id": "a\n`````\n<script>\ud800", "revision": "x", "weights_sha256": "y"},
+            "processor": {"sha256": "z", "preprocessing": "\x1b[31m"},
+            "dtype": "float32",
+            "device": "cpu",
+            "versions": {"torch": "1"},
+            "extra": {"list": ["a"]},
+            "dataset": {"id": "d", "revision": None, "content_sha256": "c"},
+        }
+        texts = iter([*hostile_strings(40, seed=1)[-12:], *hostile_strings(40)])
+        signature = with_strings(signature, texts)
+        signature["model"]["id"] += "\n`````\n<script>x</script>\n\ud800"
+        signature["extra"][next(pool)] = ["\x1b]0;owned\x07", "`````"]
+        signature["dataset"]["content_sha256"] = "c"
+        splits = dict.fromkeys(row["split"] for row in rows)
+        signature["dataset"]["splits"] = {split: {"num_rows": 6} for split in splits}
+        signature |= {"views": ["as_published", "clean"], "tie_rule": "strict"}
+        made.append(EvaluationResult(scores, signature))
+    return made
+
+
+@pytest.mark.filterwarnings("ignore:The report lacks pictures")
+def test_no_field_of_a_foreign_result_gets_out_of_its_place(browser, poisoned, tmp_path):
+    page = write_report(poisoned, tmp_path)
+    assert problems_of_page(tmp_path) == []
+    open_page(browser, page)
+    assert browser.get_log("browser") == []
+    assert len(find(browser, "script")) == 1
+    assert browser.title.startswith("Hard positives: ")
+    assert all(url.startswith("file:") for url in requests_of(browser))
+
+
+def test_no_field_of_a_foreign_result_moves_the_terminal(poisoned, tmp_path, capsys, recwarn):
     import rich
 
-    results, _ = hostile
-    rich.print(render_table(results[0]))
-    rich.print(render_comparison(*results))
+    for result in poisoned:
+        rich.print(render_table(result))
+    rich.print(render_comparison(*poisoned))
+    write_report(poisoned, tmp_path)
     printed = capsys.readouterr().out
-    assert "<script>document" in printed
+    assert "<script>" in printed
+    assert problems_of_terminal(printed) == []
+    assert problems_of_terminal(str(recwarn[0].message)) == []
+
+
+def test_what_looks_for_hostile_texts_finds_them(tmp_path, results):
+    page = write_report(results[:1], tmp_path)
+    whole = {path: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
+    markdown = page.with_name("report.md")
+    for path, text, hostile_text in (
+        (page, "<footer>", "<script>run()</script>"),
+        (page, "<footer>", "<a href=http://x>"),
+        (page, "<footer>", "<b onclick=run()>"),
+        (page, "<footer>", "</section>"),
+        (page, "<footer>", "\x1b"),
+        (markdown, "hard-positives evaluate", "````\n# free\n````sh\nhard-positives evaluate"),
+        (markdown, "| chance |", "| a | chance |"),
+        (markdown, "| chance |", "<script> |"),
+    ):
+        path.write_text(whole[path].replace(text, hostile_text, 1), encoding="utf-8")
+        assert problems_of_page(tmp_path) != [], hostile_text
+        path.write_text(whole[path], encoding="utf-8")
+    assert problems_of_page(tmp_path) == []
 
 
 # --- what it says ---------------------------------------------------------------------------------
@@ -423,7 +509,7 @@ def test_second_hand_figures_are_called_so(page):
         text = page.with_name(name).read_text(encoding="utf-8")
         assert re.search(r"humans on the published REPLACE, second-hand", text)
         assert re.search(r"Published figures, second-hand", text)
-        assert "other rows" in text  # not the benchmark that these figures are of
+        assert re.search("rows of attribute and relation and swap scored here are other", text)
 
 
 def test_outcomes_are_counted_and_add_up(results, page):
@@ -440,7 +526,7 @@ def test_each_run_has_a_command_that_repeats_it(results, page):
     commands = re.findall(r"^hard-positives evaluate .*$", markdown, flags=re.M)
     assert [shlex.split(command)[2] for command in commands] == list(KINDS)
     options = shlex.split(commands[0])[3:]
-    dataset = results[0].signature["dataset"]["id"]
+    dataset = Path(results[0].signature["dataset"]["id"]).name
     assert options[:6] == ["--dataset", dataset, "--split", "replace", "--split", "swap"]
 
 
@@ -453,7 +539,7 @@ def test_examples_are_the_rows_on_which_models_disagree_with_their_own_logits(re
     captions = {record["id"]: record["caption"] for rows in world[1].values() for record in rows}
     for example in gallery.examples:
         row = places[example.id]
-        assert differing[row]
+        assert differing[row] and example.picture is not None
         assert example.outcomes == outcomes[:, row].tolist()
         np.testing.assert_allclose(example.logits, [result.logits[row] for result in results])
         assert example.captions[0] == captions[example.id]
@@ -473,7 +559,7 @@ def test_the_picture_of_an_example_is_the_row_s_own(results, world):
 
     by_id = {record["id"]: record for rows in world[1].values() for record in rows}
     for example in choose_examples(results, world[1]).examples[::20]:
-        file = base64.b64decode(example.image.split(",")[1])
+        file = base64.b64decode(example.picture.address.split(",")[1])
         small = np.asarray(PILImage.open(io.BytesIO(file)).convert("RGB"), dtype=float)
         original = np.asarray(by_id[example.id]["image"].convert("RGB"), dtype=float)
         assert np.abs(small - original).mean() < 8
@@ -481,31 +567,114 @@ def test_the_picture_of_an_example_is_the_row_s_own(results, world):
         assert np.median([np.abs(small - other).mean() for other in others]) > 20
 
 
+def shown_captions(page: Path) -> set[str]:
+    text = page.read_text(encoding="utf-8")
+    return set(re.findall('<span class="text" dir="auto">(.*?)</span>', text))
+
+
+def test_a_corrected_dataset_does_not_change_the_captions_that_were_scored(
+    results, world, page, tmp_path
+):
+    def corrected(row: dict) -> dict:
+        return {name: f"corrected {row[name]}" for name in CAPTION_COLUMNS}
+
+    later = world[1].map(corrected)
+    now = write_report(results, tmp_path, dataset=later)
+    assert now.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
+    scored = {text for name in CAPTION_COLUMNS for text in results[0].scores[name].to_pylist()}
+    assert shown_captions(now) <= scored
+    markdown = now.with_name("report.md").read_text(encoding="utf-8")
+    assert "corrected" not in markdown and next(iter(shown_captions(now))) in markdown
+
+
+def test_a_picture_that_was_not_scored_is_not_shown_and_counted(results, world, tmp_path):
+    other = PILImage.new("RGB", (40, 30), "red")
+    later = world[1].map(
+        lambda row, place: {"image": other if place % 2 else row["image"]}, with_indices=True
+    )
+    with pytest.warns(UserWarning, match="does not hold what was scored in") as caught:
+        page = write_report(results, tmp_path, dataset=later)
+    gallery = choose_examples(results, later)
+    missing = gallery.num_without_picture
+    for example in gallery.examples:
+        assert (example.picture is None) == (int(example.id[-5:]) % 2 == 1)
+    sentence = f"the dataset does not hold what was scored in {missing} of these "
+    assert 0 < missing < len(gallery.examples) and sentence in str(caught[0].message)
+    text = page.read_text(encoding="utf-8")
+    assert sentence in text and sentence in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert text.count("<img ") == len(gallery.examples) - missing
+
+
+def test_pictures_are_found_by_the_ids_of_their_rows(results, world):
+    turned = DatasetDict(
+        {split: rows.select(range(len(rows))[::-1]) for split, rows in world[1].items()}
+    )
+    assert choose_examples(results, turned) == choose_examples(results, world[1])
+    nameless = world[1].remove_columns("id")
+    assert choose_examples(results, nameless) == choose_examples(results, world[1])
+    fewer = DatasetDict({**nameless, "swap": nameless["swap"].select(range(40))})
+    lacking = {e.id for e in choose_examples(results, fewer).examples if e.picture is None}
+    assert lacking and all(name >= "swap-00040" for name in lacking)
+
+
+def test_a_damaged_or_missing_picture_costs_that_picture_only(results, world):
+    cells = world[1]["swap"].cast_column("image", Image(decode=False))
+    broken = cells.map(lambda row: {"image": {"bytes": None, "path": "/nowhere/1.png"}})
+    gallery = choose_examples(results, {"replace": world[1]["replace"], "swap": broken})
+    assert {example.id.split("-")[0] for example in gallery.examples if not example.picture} == {
+        "swap"
+    }
+
+
+def with_dataset(result: EvaluationResult, **changes) -> EvaluationResult:
+    dataset = {**result.signature["dataset"], **changes}
+    return EvaluationResult(result.scores, {**result.signature, "dataset": dataset})
+
+
 def test_a_page_without_a_dataset_says_so_and_holds_the_rest(results, tmp_path):
-    result = EvaluationResult(results[0].scores, {**results[0].signature})
-    result.signature["dataset"] = {**result.signature["dataset"], "id": None}
-    with pytest.warns(UserWarning, match="shows no rows: the results do not name their dataset"):
+    result = with_dataset(results[0], id=None)
+    with pytest.warns(UserWarning, match="lacks pictures: the results do not name their dataset"):
         page = write_report([result], tmp_path)
     text = page.read_text(encoding="utf-8")
-    assert "No pictures and captions here" in text and "<img" not in text
+    assert "<b>Pictures are missing</b>: the results do not name" in text and "<img" not in text
     assert 'id="by-substitution"' in text
+    assert len(shown_captions(page)) > 100
 
 
-def test_a_dataset_that_is_gone_costs_only_the_gallery(results, tmp_path):
-    signature = {**results[0].signature}
-    signature["dataset"] = {**signature["dataset"], "id": str(tmp_path / "gone")}
-    with pytest.warns(UserWarning, match="gone could not be used"):
-        write_report([EvaluationResult(results[0].scores, signature)], tmp_path / "page")
+def test_a_dataset_that_is_gone_costs_only_the_pictures(results, tmp_path):
+    result = with_dataset(results[0], id=str(tmp_path / "gone"))
+    with pytest.warns(UserWarning, match=r"lacks pictures: gone is not here\. Give the dataset"):
+        page = write_report([result], tmp_path / "page")
+    assert str(tmp_path) not in re.sub(r"(?s)<table class=.signature.*", "", page.read_text())
 
 
-def test_another_dataset_than_the_scored_one_is_refused(results, world, tmp_path):
-    fewer = DatasetDict({**world[1], "swap": world[1]["swap"].select(range(79))})
-    with pytest.raises(ValueError, match=r"have the 80 rows of split 'swap' .*, got 79"):
-        write_report(results, tmp_path / "page", dataset=fewer)
-    turned = DatasetDict({**world[1], "swap": world[1]["swap"].select([1, 0, *range(2, 80)])})
-    with pytest.raises(ValueError, match=r"other ids in 2 rows .*: swap-00001 for swap-00000"):
-        write_report(results, tmp_path / "page", dataset=turned)
+def test_a_dataset_that_cannot_be_opened_is_named_without_its_folder(results, tmp_path):
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "notes.xyz").write_text("no data")
+    result = with_dataset(results[0], id=str(tmp_path / "odd"))
+    with pytest.warns(UserWarning, match=r"lacks pictures: odd could not be opened \(\w+\)\. Give"):
+        page = write_report([result], tmp_path / "page")
+    assert "odd could not be opened" in page.read_text(encoding="utf-8")
+
+
+def test_another_dataset_than_the_scored_one_is_refused(results, tmp_path):
+    others = [{**row, "image": PILImage.new("RGB", (40, 30))} for row in generate_rows("swap", 4)]
+    other = Dataset.from_list(others, features=FEATURES)
+    with pytest.raises(ValueError, match=r"hold the pictures that were scored, got none of the"):
+        write_report(results, tmp_path / "page", dataset=DatasetDict(replace=other, swap=other))
+    with pytest.raises(ValueError, match=r"Expected splits among \['swap'\]"):
+        write_report(results, tmp_path / "page", dataset=DatasetDict(swap=other))
     assert not (tmp_path / "page").exists()
+
+
+def test_a_page_names_no_folder_of_the_machine_that_made_it(tiny_clip, world, tmp_path):
+    result = evaluate(tiny_clip, world[0], cache=False, progress=False)
+    page = write_report([result], tmp_path, dataset=world[0])
+    for path in (page, page.with_name("report.md")):
+        text = path.read_text(encoding="utf-8")
+        assert str(tiny_clip.parent) not in text and str(world[0].parent) not in text
+        command = re.search("hard-positives evaluate (.*)", text)[1]
+        assert command.startswith(f"{tiny_clip.name} --dataset {world[0].name} --split replace")
 
 
 def test_results_over_different_rows_are_refused(results, world, tmp_path):
@@ -536,6 +705,109 @@ def test_models_of_one_name_are_told_apart(results, tmp_path):
     text = write_report([results[0], again], tmp_path).read_text(encoding="utf-8")
     title = re.search("<title>Hard positives: (.*?)</title>", text)[1].split(", ")
     assert len(set(title)) == 2
+
+
+@pytest.fixture(scope="module")
+def published_rows() -> pa.Table:
+    folder = Path(os.environ.get("HARD_POSITIVES_DATA", "nowhere")) / "replace"
+    if not folder.is_dir():
+        pytest.skip("needs the published annotations: HARD_POSITIVES_DATA")
+    triples = read_triples(read_annotation_dir(folder, ("replace",)), "replace")
+    names = ("id", "category", *CAPTION_COLUMNS)
+    return pa.table({name: [getattr(triple, name) for triple in triples] for name in names})
+
+
+def test_the_published_rows_are_known_by_their_captions(published_rows):
+    assert published.caption_hashes(published_rows) == published.CAPTION_HASHES
+    known = "The captions of attribute and relation scored here are the published ones."
+    assert published.describe_rows(published_rows) == known
+    assert published.describe_rows(published_rows[::-1]) == known
+    captions = published_rows["hard_positive"].to_pylist()
+    captions[20_000] += "s"
+    place = published_rows.column_names.index("hard_positive")
+    one_letter = published_rows.set_column(place, "hard_positive", pa.array(captions))
+    assert published.describe_rows(one_letter) == (
+        "The captions of attribute scored here are the published ones. The rows of relation scored "
+        "here are other rows: compare the pattern, not the values."
+    )
+
+
+def test_the_images_preparation_is_told_where_it_is_known(results, tmp_path):
+    def prepared(result: EvaluationResult, choice: str) -> EvaluationResult:
+        signature = {**result.signature, "processor": {"preprocessing": choice}}
+        return EvaluationResult(result.scores, signature)
+
+    ours, theirs = prepared(results[0], "transformers"), prepared(results[1], "openai")
+    assert "Images prepared as transformers does." in render_table(ours).caption
+    assert "(OpenAI's transform)" in render_table(theirs).caption
+    assert "prepared" not in render_table(results[0]).caption
+    for made, sentence in (
+        ([ours], "Images prepared as transformers does."),
+        ([ours, theirs], "A: Images prepared as transformers does. B: Images prepared as the "),
+        ([ours, results[1]], "A: Images prepared as transformers does. B: Not known."),
+    ):
+        page = write_report(made, tmp_path)
+        assert sentence in page.read_text(encoding="utf-8")
+        assert sentence in page.with_name("report.md").read_text(encoding="utf-8")
+    assert "prepared" not in write_report(results, tmp_path).read_text(encoding="utf-8")
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+REPORT = """
+import sys
+from pathlib import Path
+from hard_positives import EvaluationResult, report
+write_text = Path.write_text
+def stopping(path, text, **options):
+    write_text(path, text, **options)
+    if "report.md" in path.name:
+        print("written", flush=True)
+        sys.stdin.read()
+Path.write_text = stopping
+report.write_report([EvaluationResult.load(sys.argv[1])], sys.argv[2])
+"""
+
+
+def test_a_killed_report_leaves_the_earlier_page_and_the_next_removes_what_is_left(
+    results, tmp_path
+):
+    saved, folder = results[0].save(tmp_path / "result"), tmp_path / "page"
+    page = write_report([results[1]], folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", REPORT, str(saved), str(folder)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": environment}
+    with subprocess.Popen(command, **pipes) as killed:
+        assert killed.stdout.readline() == b"written\n"
+        killed.send_signal(signal.SIGKILL)
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert len(list(folder.glob(".*"))) == 2
+    write_report([results[0]], folder)
+    assert {path.name for path in folder.iterdir()} == set(before)
+    assert page.read_bytes() != before["index.html"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+@pytest.mark.parametrize("room", [0, 64_000, 400_000])
+def test_a_full_disk_leaves_the_earlier_page_whole(results, tmp_path, room):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this container may not mount")
+    try:
+        write_report([results[1]], disk)
+        before = {path.name: path.read_bytes() for path in disk.iterdir()}
+        size = sum((len(content) + 4095) // 4096 * 4096 for content in before.values()) + room
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+        with pytest.raises(
+            OSError, match=r"Expected room on the disk for .*unchanged\. Free space"
+        ):
+            write_report([results[0]], disk)
+        assert {path.name: path.read_bytes() for path in disk.iterdir()} == before
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 # --- at full size ---------------------------------------------------------------------------------
@@ -592,5 +864,6 @@ def test_56191_rows_and_noisy_pictures_make_a_page_under_10_mb(full_size, tmp_pa
     page = write_report(results, tmp_path, dataset=dataset)
     assert GALLERY_BYTES / 2 < page.stat().st_size < 10_000_000
     text = page.read_text(encoding="utf-8")
-    assert "whose rows were scored here" in text  # the sizes are the published ones
+    assert "The rows of attribute and relation scored here are other rows" in text
+    assert "Of swap as many rows were scored as published; their captions were not" in text
     assert "The 200 most frequent of 600" in text
