@@ -477,17 +477,22 @@ def publish_results(
 ) -> None:
     """Put results on the model's page; the rest of its card keeps every byte."""
     from hard_positives import hub
+    from hard_positives.names import printable
 
     with _input_errors():
         publication = hub.publish_results(folder, repo_id, create_pr=create_pr, dry_run=dry_run)
-        if dry_run and publication.diff:
-            typer.echo(publication.diff, nl=False)
+        if dry_run and publication.diff:  # of a card that others have written
+            for line in publication.diff.removesuffix("\n").split("\n"):
+                typer.echo(printable(line.removesuffix("\r")))
         else:
             _tell(publication)
 
 
 def _tell(publication: "Publication") -> None:
-    typer.echo(f"{'Published' if publication.changed else 'Nothing to change'}: {publication.url}")
+    from hard_positives.names import printable
+
+    done = "Published" if publication.changed else "Nothing to change"
+    typer.echo(f"{done}: {printable(publication.url)}")
 
 
 @app.command()

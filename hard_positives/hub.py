@@ -11,6 +11,7 @@ at all, and a repetition changes nothing. Where to, with which token and through
 
 import difflib
 import io
+import re
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ from huggingface_hub import (
     EvalResultEntry,
     HfApi,
     eval_result_entries_to_yaml,
+    get_token,
 )
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -44,6 +46,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 import hard_positive_metric
 from hard_positives.cards import add_metadata, merge_results
 from hard_positives.evaluation import EvaluationResult
+from hard_positives.names import printable, public_url
 from hard_positives.scoring import CAPTION_COLUMNS, EMBEDDED_MODEL
 from hard_positives.sources import EMBEDDED_DATASET
 from hard_positives_dataset.builder import LICENSE as VISUAL_GENOME_TERMS
@@ -239,7 +242,7 @@ def publish_results(
         old = {"README.md": card, **{path: repository.read(path) for path in [*new][1:]}}
         diff = "".join(_difference(path, old[path], new[path]) for path in new)
         if dry_run or old == new:
-            return Publication(repository.url, False, diff)
+            return Publication(public_url(repository.url), False, diff)
         published = repository.commit(new)
     return Publication(published.url, published.changed, diff)
 
@@ -284,7 +287,7 @@ class _Repository:
             **place,
         )
         url = info.pr_url or (info.commit_url if self.revision == "main" else self.url)
-        return Publication(url, info.oid != self.parent)
+        return Publication(public_url(url), info.oid != self.parent)
 
 
 def _open(
@@ -354,8 +357,15 @@ def _explain(cause: BaseException) -> str:
     wait = cause.response.headers.get("Retry-After")
     if wait is not None:
         advice = f"The Hub asks to wait for {wait} s. {advice}"
-    reason = cause.server_message or cause.response.reason_phrase
+    reason = _without_secrets(cause.server_message or cause.response.reason_phrase)
     return f"{status} ({reason}). {advice}".rstrip()
+
+
+def _without_secrets(message: str) -> str:
+    """What a server said, in case that it repeats what was said to it."""
+    message = message.replace(get_token() or "hf_***", "hf_***")
+    message = re.sub(r"\bhf_\w+", "hf_***", message)
+    return printable(re.sub(r"https?://\S+", lambda address: public_url(address[0]), message))
 
 
 def _dataset_files(folder: Path) -> list[Path]:
@@ -549,11 +559,14 @@ def _notes(result: EvaluationResult, split: str, figure: str) -> str:
     groups = list(metrics["groups"])
     mean = f"mean over {' and '.join(groups)}, " if len(groups) > 1 else ""
     macro, clean = metrics["macro"], result.metrics["clean"].get(split)
-    low, high = (_rounded(macro[f"{figure}_ci_{end}"]) for end in ("low", "high"))
+    low, high = (macro[f"{figure}_ci_{end}"] for end in ("low", "high"))
+    interval = "too few images for an interval"
+    if low is not None:
+        interval = f"95 % interval {_rounded(low)} to {_rounded(high)}"
     without = f", {_rounded(clean['macro'][figure])} on rows without flaws" if clean else ""
     return (
-        f"{mean}{metrics['num_examples']} rows, 95 % interval {low} to {high}{without}; a tie is "
-        f"wrong; {signature['dtype']}; model revision {signature['model']['revision']}; "
+        f"{mean}{metrics['num_examples']} rows, {interval}{without}; a tie is wrong; "
+        f"{signature['dtype']}; model revision {signature['model']['revision']}; "
         f"hard-positives {signature['versions']['hard-positives']}"
     )
 

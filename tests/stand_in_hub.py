@@ -73,12 +73,14 @@ class Fault:
 
     `status` is an HTTP status, "cut" (the line drops before the request is read), "lost" (the
     request is carried out, the line drops before the answer), or what is called before a cut.
+    In `message`, {request} stands for the address and the token of the request.
     """
 
     method: str
     path: str
     status: int | str | Callable[[], None]
     times: int
+    message: str
 
 
 class Refusal(Exception):
@@ -115,8 +117,15 @@ class StandInHub:
         self.repositories[kind, id] = repository
         return repository
 
-    def fail(self, method: str, path: str, status: int | str | Callable, times: int = 1) -> None:
-        self.faults.append(Fault(method, path, status, times))
+    def fail(
+        self,
+        method: str,
+        path: str,
+        status: int | str | Callable,
+        times: int = 1,
+        message: str = "a fault to order",
+    ) -> None:
+        self.faults.append(Fault(method, path, status, times, message))
 
     def next_fault(self, method: str, path: str) -> Fault | None:
         with self.lock:
@@ -152,12 +161,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         try:
             if fault and isinstance(fault.status, int):
-                raise Refusal(fault.status, "a fault to order")
+                request = f"{self.url}{self.path} {self.headers['Authorization']}"
+                raise Refusal(fault.status, fault.message.format(request=request))
             with self.hub.lock:
                 status, body, headers = self._route(path)
         except Refusal as refusal:
             status, body = refusal.status, json.dumps({"error": str(refusal)}).encode()
-            headers = {"X-Error-Message": str(refusal), "Content-Type": "application/json"}
+            header = "".join(letter for letter in str(refusal) if letter.isprintable())
+            headers = {"X-Error-Message": header, "Content-Type": "application/json"}
             if status in (429, 503):
                 headers["Retry-After"] = "0"
             if refusal.error_code:

@@ -787,6 +787,35 @@ def test_a_token_without_rights_or_no_token_says_what_to_do(client, model, resul
     assert len(model.commits) == 1
 
 
+def test_a_hub_that_repeats_the_token_does_not_get_it_printed(stand_in, client, model, results):
+    said = "see {request} http://ann:pass@host/x?key=1 \x1b[31mnow"
+    stand_in.fail("POST", f"/api/models/{MODEL}/commit/.*", 403, message=said)
+    done = client("publish", "results", results, MODEL, "--no-create-pr")
+    assert done.code == 1
+    assert f"see {stand_in.url}/api/models/{MODEL}/commit/main Bearer hf_***" in done.err
+    assert not re.search(f"{WRITER}|pass|key|\x1b", done.err)
+
+
+def test_a_password_of_the_hubs_address_is_not_printed(stand_in, tmp_path):
+    environment = environment_for(stand_in.url.replace("//", "//ann:secret@"), tmp_path)
+    command = [sys.executable, "-m", "hard_positives", "publish", "metric", METRIC]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert stand_in.requests
+    assert f"{stand_in.url}/" in done.stdout or done.returncode == 1
+    assert "secret" not in done.stdout + done.stderr
+
+
+def test_a_foreign_card_cannot_move_the_terminal(client, model, results):
+    card = CARD.replace(b"# Tiny CLIP", b"# Tiny \x1b]0;owned\x07 \xc2\x9b2J CLIP")
+    model.commit("main", "Another card", {**model.files, "README.md": card})
+    done = client("publish", "results", results, MODEL, "--dry-run")
+    assert done.code == 0, done
+    new = client("publish", "results", results, MODEL, "--no-create-pr")
+    assert new.code == 0, new
+    assert b"\x1b]0;owned\x07" in model.files["README.md"]  # not ours to change
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", done.out)
+
+
 def test_offline_mode_says_so(results):
     with pytest.raises(hub.HubError, match=r"got offline mode\. Unset HF_HUB_OFFLINE"):
         hub.publish_results(results, MODEL)
