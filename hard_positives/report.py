@@ -127,8 +127,12 @@ def _no_interval(results: Sequence[EvaluationResult]) -> list[str]:
 
 def _preparation(result: EvaluationResult) -> list[str]:
     """How images were prepared, where the signature says so."""
-    choice = (result.signature.get("processor") or {}).get("preprocessing")
+    choice = _preprocessing(result.signature)
     return [PREPARATIONS[choice]] if choice in PREPARATIONS else []
+
+
+def _preprocessing(signature: dict[str, Any]) -> str | None:
+    return (signature.get("processor") or {}).get("preprocessing")
 
 
 def _new_table(title: Text, explanation: str) -> Table:
@@ -455,6 +459,9 @@ def command_of(result: EvaluationResult) -> str | None:
     for option, part in {"--revision": "model", "--dataset-revision": "dataset"}.items():
         if signature[part].get("revision"):
             command += [option, signature[part]["revision"]]
+    preprocessing = _preprocessing(signature)
+    if preprocessing not in (None, "transformers"):
+        command += ["--preprocessing", preprocessing]
     return shlex.join([*command, "--dtype", signature["dtype"], "--device", signature["device"]])
 
 

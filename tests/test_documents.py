@@ -37,6 +37,7 @@ MODULES = [
     "hard_positives.finetuning",
     "hard_positives.comparison",
     "hard_positives.gallery",
+    "hard_positives.published",
     "hard_positives.report",
     "hard_positives.cards",
     "hard_positives.hub",

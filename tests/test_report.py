@@ -32,6 +32,7 @@ from hard_positives import (
 from hard_positives.evaluation import SCORES_SCHEMA
 from hard_positives.gallery import GALLERY_BYTES, GALLERY_ROWS, choose_examples
 from hard_positives.names import printable
+from hard_positives.report import command_of
 from hard_positives.rows import CAPTION_COLUMNS
 from hard_positives_dataset import build_parquet
 from hard_positives_dataset.annotations import read_annotation_dir, read_triples
@@ -750,6 +751,8 @@ def test_the_images_preparation_is_told_where_it_is_known(results, tmp_path):
         assert sentence in page.read_text(encoding="utf-8")
         assert sentence in page.with_name("report.md").read_text(encoding="utf-8")
     assert "prepared" not in write_report(results, tmp_path).read_text(encoding="utf-8")
+    assert "--preprocessing" not in command_of(ours)
+    assert "--preprocessing openai" in command_of(theirs)
 
 
 # --- faults ---------------------------------------------------------------------------------------
