@@ -178,7 +178,7 @@ def evaluate(
     )
     logits = score_rows(scorer, index, options)
     scores = described.append_column(SCORES_SCHEMA.field("logits"), [list(logits)])
-    signature = _signature(model, dataset, source.commit, scorer, scores, index)
+    signature = _signature(model, dataset, source.commit, scorer, scores)
     return EvaluationResult(scores, signature)
 
 
@@ -216,10 +216,8 @@ def _signature(
     dataset_commit: str | None,
     scorer: ImageTextModel,
     scores: pa.Table,
-    index: RowIndex,
 ) -> dict[str, Any]:
-    flawed = [bool(flaws) for flaws in scores["flaws"].to_pylist()]
-    splits = scores["split"].to_pylist()
+    facts = facts_of(scores)
     described = scorer.describe()
     name = public_name(model) or public_name(described["model"]["id"])
     return {
@@ -228,6 +226,23 @@ def _signature(
         "dataset": {
             "id": public_name(dataset),
             "revision": dataset_commit,
+            **facts.pop("dataset"),
+        },
+        **facts,
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in PACKAGES},
+        },
+    }
+
+
+def facts_of(scores: pa.Table) -> dict[str, Any]:
+    """State what a signature says of the scored rows, so that a signature can be checked."""
+    flawed = [bool(flaws) for flaws in scores["flaws"].to_pylist()]
+    splits = scores["split"].to_pylist()
+    captions = pa.chunked_array([c for name in CAPTION_COLUMNS for c in scores[name].chunks])
+    return {
+        "dataset": {
             "content_sha256": _content_hash(scores),
             "splits": {
                 split: {
@@ -239,14 +254,10 @@ def _signature(
                 for split in dict.fromkeys(splits)
             },
         },
-        "num_distinct_images": len(index.first_rows),
-        "num_distinct_captions": len(index.captions),
+        "num_distinct_images": len(scores["image_sha256"].unique()),
+        "num_distinct_captions": len(captions.unique()),
         "views": list(VIEWS),
         "tie_rule": "strict comparisons: a tie is wrong",
-        "versions": {
-            "python": platform.python_version(),
-            **{package: version(package) for package in PACKAGES},
-        },
     }
 
 

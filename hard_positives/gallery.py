@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, Image
-from PIL import Image as PILImage
 
 from hard_positive_metric import row_outcomes
 from hard_positives.evaluation import EvaluationResult
 from hard_positives.rows import CAPTION_COLUMNS, read_image_file
+from hard_positives_dataset.images import open_image_bytes
 
 GALLERY_ROWS = 240
 IMAGE_SIDE = 256  # pixels of the longer side
@@ -183,7 +183,7 @@ def shrink_image(file: bytes) -> Picture:
 
     Without EXIF rotation, as models see it (`scoring`).
     """
-    image = PILImage.open(io.BytesIO(file)).convert("RGB")
+    image = open_image_bytes(file).convert("RGB")
     image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, format="WEBP", quality=85)

@@ -45,11 +45,12 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import hard_positive_metric
 from hard_positives.cards import add_metadata, merge_results
-from hard_positives.evaluation import EvaluationResult
+from hard_positives.evaluation import EvaluationResult, facts_of
 from hard_positives.names import printable, public_url
 from hard_positives.scoring import CAPTION_COLUMNS, EMBEDDED_MODEL
 from hard_positives.sources import EMBEDDED_DATASET
 from hard_positives_dataset.builder import LICENSE as VISUAL_GENOME_TERMS
+from hard_positives_dataset.images import open_image_bytes
 
 HUB = "https://huggingface.co"
 TASK = "zero-shot-image-classification"
@@ -74,7 +75,6 @@ _SIGNED = (
 )
 _PICTURE = "examples.png"
 _NUM_EXAMPLES = 4
-_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
 _CARD_METADATA = {
     "pretty_name": "Hard Positives",
@@ -213,6 +213,10 @@ def publish_results(
     ``model-index``. The rest of the card keeps its bytes. Figures of the same dataset and split are
     replaced, and an open pull request of the same user is updated.
 
+    The figures are computed from the rows, not read. What the signature says of the rows is
+    computed again, too. What it says of model, processor and versions cannot be: who edits that, or
+    the logits, and renews the hashes of the files, is not noticed.
+
     Args:
         folder: From ``hard-positives evaluate --output`` or ``EvaluationResult.save``.
         repo_id: The model that was evaluated.
@@ -224,8 +228,8 @@ def publish_results(
 
     Raises:
         FileNotFoundError: The folder holds no complete result.
-        ValueError: The signature is incomplete, or of the built-in model or data, or of another
-            model; or the card cannot be edited.
+        ValueError: A file was edited; the signature is incomplete, or of the built-in model or
+            data, of another model or of other rows; or the card cannot be edited.
         HubError: The Hub refused or could not be reached. The repository is unchanged or, where
             only the answer was lost, complete.
 
@@ -234,6 +238,7 @@ def publish_results(
     """
     result = EvaluationResult.load(folder)
     _check_signature(result.signature, repo_id)
+    _check_rows(result)
     with _hub_errors(repo_id):
         title = f"Add results on {result.signature['dataset']['id']}"
         repository = _open(repo_id, "model", title, create_pr=create_pr and not dry_run)
@@ -404,9 +409,10 @@ def _check_images(file: Path) -> None:
         if images.null_count or contents.null_count:
             problem = "rows without bytes"
         elif paths.null_count < len(paths):
-            problem = f"the path {paths.drop_null()[0]}"
-        elif not all(_is_image(content.as_py()) for content in contents.unique()):
-            problem = "bytes that are no image"
+            problem = f"the path {printable(paths.drop_null()[0])}"
+        else:
+            problems = (_problem_of_image(content.as_py()) for content in contents.unique())
+            problem = next(filter(None, problems), None)
         if problem:
             raise ValueError(
                 f"Expected every image of {file} to be the bytes of an image and no path, got "
@@ -416,12 +422,12 @@ def _check_images(file: Path) -> None:
         first_row += len(batch)
 
 
-def _is_image(content: bytes) -> bool:
+def _problem_of_image(content: bytes) -> str | None:
     try:
-        Image.open(io.BytesIO(content), formats=_IMAGE_FORMATS)
-    except OSError:
-        return False
-    return True
+        open_image_bytes(content)
+    except ValueError as problem:
+        return str(problem)
+    return None
 
 
 def _splits(files: Sequence[Path]) -> list[str]:
@@ -488,10 +494,8 @@ def _draw_examples(rows: Sequence[dict[str, Any]]) -> bytes:
     draw, bottom = ImageDraw.Draw(canvas), 0
     for place, row in enumerate(rows):
         left, top = gap + place * (width + gap), gap
-        with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
-            canvas.paste(
-                ImageOps.pad(image.convert("RGB"), (width, height), color="white"), (left, top)
-            )
+        image = open_image_bytes(row["image"]["bytes"]).convert("RGB")
+        canvas.paste(ImageOps.pad(image, (width, height), color="white"), (left, top))
         top += height + 12
         for column, colour in zip(CAPTION_COLUMNS, ("black", "#18703a", "#b3261e"), strict=True):
             text = "\n".join(textwrap.wrap(row[column], 32, max_lines=3)) or "(empty)"
@@ -524,6 +528,21 @@ def _check_signature(signature: dict[str, Any], repo_id: str) -> None:
         raise ValueError(
             f"Expected results of {repo_id}, got results of {named['model']}. Publish them there. "
             f"For results of this model: {advice}"
+        )
+
+
+def _check_rows(result: EvaluationResult) -> None:
+    """Refuse a signature that says of the rows what they are not."""
+    facts = facts_of(result.scores)
+    expected = {("dataset", key): value for key, value in facts.pop("dataset").items()}
+    expected |= {(key,): value for key, value in facts.items()}
+    wrong = [
+        ".".join(keys) for keys in expected if _look_up(result.signature, keys) != expected[keys]
+    ]
+    if wrong:
+        raise ValueError(
+            "Expected the signature in results.json to fit the rows in scores.parquet, got another "
+            f"{', '.join(wrong)}. One of the files was edited: evaluate again."
         )
 
 

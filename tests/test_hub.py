@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from huggingface_hub import DatasetCard, SpaceCard, parse_eval_result_entries
 from PIL import Image
 from stand_in_hub import READER, WRITER, StandInHub
 
-from hard_positives import EvaluationResult, hub
+from hard_positives import EvaluationResult, hub, result_files
 from hard_positives.cards import merge_results
 from hard_positives.hub import METRIC_FILES, METRIC_NAME
 from hard_positives_dataset.content import content_of
@@ -381,12 +382,20 @@ def with_image(folder: Path, target: Path, image: dict) -> Path:
     ("image", "problem"),
     [
         ({"bytes": None, "path": "/etc/passwd"}, "rows without bytes"),
-        ({"bytes": b"root:x:0:0", "path": None}, "bytes that are no image"),
+        (
+            {"bytes": b"root:x:0:0", "path": None},
+            "a file that is no JPEG, PNG, WEBP, GIF or BMP image",
+        ),
+        ("a bomb", "an image of more than 67,108,864 pixels"),
         ("an image", "the path /home/someone/1.jpg"),
         (None, "rows without bytes"),
     ],
 )
 def test_nothing_but_bytes_of_images_is_ever_sent(built, tmp_path, image, problem):
+    if image == "a bomb":
+        buffer = io.BytesIO()
+        Image.new("1", (20_000, 20_000)).save(buffer, "PNG")
+        image = {"bytes": buffer.getvalue(), "path": None}
     if image == "an image":
         [file] = (built / "data").iterdir()
         content = pq.read_table(file)["image"][0].as_py()["bytes"]
@@ -687,6 +696,67 @@ def test_results_that_others_could_not_check_are_refused(results, tmp_path, part
     with pytest.raises(ValueError, match=message) as error:
         hub.publish_results(folder, MODEL)
     assert f"Run hard-positives evaluate {MODEL} --dataset" in str(error.value)
+
+
+def resealed(folder: Path, edit) -> None:
+    """Edit `results.json`, and renew the hash that it states of itself."""
+    record = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    edit(record)
+    (folder / "results.json").write_text(result_files._sealed(record), encoding="utf-8")
+
+
+@pytest.mark.parametrize("part", ["weights_sha256", "tie_rule", "num_rows", "original_accuracy"])
+def test_an_edited_result_is_not_published(client, stand_in, model, results, tmp_path, part):
+    folder = shutil.copytree(results, tmp_path / "edited")
+    text = (folder / "results.json").read_text(encoding="utf-8")
+    found = re.search(rf'"{part}": .*?(\w)"?,?\n', text)
+    new = "1" if found[1] != "1" else "2"
+    edited_text = text[: found.start(1)] + new + text[found.end(1) :]
+    (folder / "results.json").write_text(edited_text, encoding="utf-8")
+    done = client("publish", "results", folder, MODEL, "--no-create-pr")
+    assert done.code == 1 and done.out == "" and done.crash == "None"
+    assert "results.json to be as it was saved, got it edited or damaged" in done.err
+    assert len(model.commits) == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("dataset", "content_sha256"), "0" * 64),
+        (("dataset", "splits"), {"replace": {"num_rows": 31, "num_clean_rows": 30}}),
+        (("num_distinct_images",), 7),
+        (("num_distinct_captions",), 91),
+        (("views",), ["as_published"]),
+        (("tie_rule",), "a tie is right"),
+    ],
+)
+def test_a_signature_of_other_rows_is_not_published_even_with_its_hash_renewed(
+    model, results, tmp_path, keys, value
+):
+    folder = shutil.copytree(results, tmp_path / "edited")
+
+    def edit(record: dict) -> None:
+        part = record["signature"]
+        for key in keys[:-1]:
+            part = part[key]
+        part[keys[-1]] = value
+
+    resealed(folder, edit)
+    with pytest.raises(
+        ValueError, match=f"scores.parquet, got another {re.escape('.'.join(keys))}\\. One of"
+    ):
+        hub.publish_results(folder, MODEL)
+
+
+def test_figures_are_computed_and_not_read(client, model, results, tmp_path):
+    folder = shutil.copytree(results, tmp_path / "edited")
+
+    def flatter(record: dict) -> None:
+        record["metrics"]["as_published"]["replace"]["macro"]["original_accuracy"] = 0.987
+
+    resealed(folder, flatter)
+    assert client("publish", "results", folder, MODEL, "--no-create-pr").code == 0
+    assert not any(b"0.987" in content for content in model.files.values())
 
 
 # Faults
