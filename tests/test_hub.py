@@ -354,7 +354,7 @@ def test_an_upload_that_was_killed_goes_on_where_it_stopped(
     assert "data/replace-00000-of-00001.parquet" in repository.files
 
 
-def copied(folder: Path, target: Path, seed: int) -> Path:
+def copied(folder: Path, target: Path, seed: int | str) -> Path:
     """The folder with other captions, so that its Parquet file is not on the Hub yet."""
     copy = target / "copy"
     (copy / "data").mkdir(parents=True)
@@ -519,6 +519,56 @@ def test_revisions_choose_commits_of_model_and_dataset(
     done = client(*common, "--dataset-revision", "v9")
     assert done.code == 1
     assert "Revision 'v9' doesn't exist for dataset 'org/two-versions'" in done.err
+
+
+def test_a_page_has_captions_and_pictures_of_the_commit_that_was_scored(
+    stand_in, client, model, published, built, tmp_path
+):
+    dataset = stand_in.add("datasets", "org/corrected", published.files)
+    scored = dataset.refs["main"]
+    options = ("--dataset", "org/corrected", "--output", tmp_path / "result")
+    assert client("evaluate", MODEL, *options).code == 0
+    before = client("report", tmp_path / "result", "--output", tmp_path / "before")
+    assert (before.code, before.err) == (0, "")
+    assert (
+        client("publish", "dataset", with_other_pictures(built, tmp_path), "org/corrected").code
+        == 0
+    )
+    assert dataset.refs["main"] != scored
+    for given in ([], ["--dataset", "org/corrected"]):
+        done = client("report", tmp_path / "result", "--output", tmp_path / "after", *given)
+        assert (done.code, done.err) == (0, "")
+        pages = [(tmp_path / name / "index.html").read_text() for name in ("before", "after")]
+        assert pages[0] == pages[1]
+        assert pages[1].count("<img ") == 30 and "corrected white" not in pages[1]
+
+
+def with_other_pictures(folder: Path, target: Path) -> Path:
+    """The folder with every caption and every image corrected."""
+    copy = copied(folder, target, seed="corrected")
+    [file] = (copy / "data").iterdir()
+    table = pq.read_table(file)
+    buffer = io.BytesIO()
+    Image.new("RGB", (90, 60), "red").save(buffer, "PNG")
+    images = [{"bytes": buffer.getvalue(), "path": None}] * len(table)
+    column = pa.array(images, table.schema.field("image").type)
+    pq.write_table(table.set_column(table.column_names.index("image"), "image", column), file)
+    return copy
+
+
+@pytest.mark.parametrize("name", ["REPLACE", "data/REPLACE"])
+def test_a_folder_that_is_not_here_is_not_looked_for_on_the_hub(
+    stand_in, client, model, results, tmp_path, name
+):
+    folder = edited(results, tmp_path / "result", "dataset", id=name, revision=None)
+    done = client("report", folder, "--output", tmp_path / "page")
+    assert done.code == 0
+    assert done.err == (
+        f"Warning: The report lacks pictures: {name} is not here. Give the dataset to see pictures "
+        "(--dataset).\n"
+    )
+    assert stand_in.requests == []
+    assert "white cat 0" in (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
 
 
 def test_a_dataset_revision_of_a_folder_is_an_error(client, built):
