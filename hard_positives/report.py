@@ -469,8 +469,10 @@ def _flattened(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, 
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _flattened(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            yield f"{prefix}{key}", ", ".join(map(str, value))
         else:
-            yield f"{prefix}{key}", ", ".join(value) if isinstance(value, list) else value
+            yield f"{prefix}{key}", "none" if value is None else value
 
 
 def _view(view: str, results: Sequence[EvaluationResult]) -> _View:

@@ -706,6 +706,16 @@ def test_new_figures_replace_the_old_ones_also_in_an_open_pull_request(
     assert {entry.value for entry in entries(files)} == {0.0}
 
 
+def test_notes_say_where_no_interval_can_be_had(results):
+    result = EvaluationResult.load(results)
+    macro = result.metrics["as_published"]["replace"]["macro"]
+    macro |= {key: None for key in macro if "_ci_" in key}
+    for content in hub._eval_results(result).values():
+        notes = yaml.safe_load(content)[0]["notes"]
+        assert "30 rows, too few images for an interval, " in notes
+        assert "None" not in content.decode()
+
+
 def test_a_dry_run_prints_the_difference_and_sends_nothing(stand_in, client, model, results):
     done = client("publish", "results", results, MODEL, "--dry-run", HF_TOKEN="")
     assert done.code == 0, done

@@ -755,6 +755,40 @@ def test_the_images_preparation_is_told_where_it_is_known(results, tmp_path):
     assert "--preprocessing openai" in command_of(theirs)
 
 
+def without_intervals(value):
+    """Metrics as they are where too few images are left, but for relations."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: part if key == "relation" else None if "_ci_" in key else without_intervals(part)
+        for key, part in value.items()
+    }
+
+
+def test_a_dash_stands_where_no_interval_can_be_had(browser, results, tmp_path, capsys):
+    import rich
+
+    made = [EvaluationResult(result.scores, result.signature) for result in results[:2]]
+    for result in made:
+        result.__dict__["metrics"] = without_intervals(result.metrics)
+    page = write_report(made, tmp_path)
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    rich.print(render_table(made[0]))
+    printed = capsys.readouterr().out
+    for shown in (markdown, page.read_text(encoding="utf-8"), printed):
+        assert "None" not in shown and "nan" not in shown
+        assert "\u2013: too few images for an interval." in " ".join(shown.split())
+    swap = next(line for line in printed.splitlines() if line.startswith("  swap  "))
+    assert swap.count("±\u2013") == 5
+    assert re.search(r"\| swap \| A base \| 80 \| [\d.]+ \(\u2013\) \|", markdown)
+    assert re.search(r"\| relation \| A base \| 80 \| [\d.]+ \([\d.]+\u2013[\d.]+\) \|", markdown)
+    assert "too few" not in render_table(results[0]).caption
+    open_page(browser, page)
+    assert browser.get_log("browser") == []  # a wrong path in a drawing is logged
+    assert len(find(browser, "#sensitivity .point circle")) == 4
+    assert find(browser, "#sensitivity .point path") == []
+
+
 # --- faults ---------------------------------------------------------------------------------------
 
 REPORT = """
