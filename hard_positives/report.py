@@ -11,7 +11,7 @@ import re
 import shlex
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -91,7 +91,7 @@ def render_table(result: EvaluationResult) -> Table:
         >>> import rich
         >>> rich.print(render_table(EvaluationResult.load("results/clip")))  # doctest: +SKIP
     """
-    footing = [EXPLANATION, *_no_interval([result]), *_preparation(result)]
+    footing = [EXPLANATION, *_no_interval(_all_rows([result])), *_preparation(result)]
     table = _new_table(_text(name_of(result)), " ".join(footing))
     table.add_column("", overflow="fold")
     table.add_column("rows", justify="right", no_wrap=True)
@@ -112,17 +112,17 @@ def _text(value: Any, style: str = "") -> Text:
     return Text(printable(value), style)
 
 
-def _no_interval(results: Sequence[EvaluationResult]) -> list[str]:
+def _no_interval(rows: Iterable[dict[str, Any]]) -> list[str]:
     """What the dashes in the place of intervals mean, where there are any."""
-    rows = [
-        row
-        for result in results
-        for view in result.metrics.values()
-        for split, figures in view.items()
-        for _, row in _labelled_rows(split, figures)
-    ]
     missing = any(row[f"{name}_ci_low"] is None for row in rows for name in COLUMNS.values())
     return [NO_INTERVAL] if missing else []
+
+
+def _all_rows(results: Sequence[EvaluationResult]) -> Iterator[dict[str, Any]]:
+    for result in results:
+        for view in result.metrics.values():
+            for split, figures in view.items():
+                yield from (row for _, row in _labelled_rows(split, figures))
 
 
 def _preparation(result: EvaluationResult) -> list[str]:
@@ -406,7 +406,10 @@ def _content(
         "humans": [published.HUMANS[place] for place in (0, 1, 3, 2)],
         "published": published.FIGURES,
         "published_rows": published.describe_rows(results[0].scores),
-        "no_interval": " ".join(_no_interval(results)),
+        "no_interval": " ".join(_no_interval(_all_rows(results))),
+        "no_substitution_interval": " ".join(
+            _no_interval(row for line in substitutions for row in line.figures)
+        ),
         "preparations": _preparations(models),
         "substitutions": substitutions,
         "num_substitutions": num_substitutions,

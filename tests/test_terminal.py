@@ -80,7 +80,7 @@ def test_report_warns_in_one_sentence_where_it_finds_no_pictures(folders, tmp_pa
     result.signature["dataset"]["id"] = None
     shown = run("report", str(result.save(tmp_path / "result")), "--output", str(tmp_path / "page"))
     assert shown.exit_code == 0
-    assert shown.stderr.startswith("Warning: The report shows no rows: the results do not name")
+    assert shown.stderr.startswith("Warning: The report lacks pictures: the results do not name")
     assert shown.stderr.count("\n") == 1
 
 
