@@ -2,18 +2,26 @@
 
 from .hard_positive_metric import (
     OUTCOMES,
+    Estimate,
     HardPositiveMetric,
+    PairedEstimate,
     RowOutcomes,
     compute_metrics,
+    paired_difference,
     row_outcomes,
+    share_of_rows,
     wilson_interval,
 )
 
 __all__ = [
     "OUTCOMES",
+    "Estimate",
     "HardPositiveMetric",
+    "PairedEstimate",
     "RowOutcomes",
     "compute_metrics",
+    "paired_difference",
     "row_outcomes",
+    "share_of_rows",
     "wilson_interval",
 ]
