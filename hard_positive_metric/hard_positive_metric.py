@@ -503,7 +503,10 @@ def paired_difference(differences, *, groups=None, clusters=None) -> PairedEstim
         in Medicine.
     """
     values = _values(differences, (-1, 0, 1))
-    layout = _given_layout(len(values), groups, clusters)
+    return _paired(values, _given_layout(len(values), groups, clusters))
+
+
+def _paired(values: np.ndarray, layout: "_Layout") -> PairedEstimate:
     mean = _clustered_mean(values, layout, farthest=1 + abs(_mean(values, layout)))
     if mean.effective_clusters < _FEWEST_CLUSTERS:
         return PairedEstimate(
