@@ -6,6 +6,7 @@ column. Everything is checked here, before a model is loaded. This file edits no
 
 import ast
 import csv
+import io
 import json
 import re
 from collections import defaultdict
@@ -16,12 +17,15 @@ from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, Image, load_dataset
+from datasets.exceptions import DatasetGenerationError
 
+from hard_positives.names import printable
 from hard_positives_dataset.annotations import count_rows
 
 MAX_CHARACTERS = 1000
 # As they stand in a line of hard_positives_ft/swap_hp.jsonl whose caption has no "and".
 NO_EDIT = "None"
+_UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 SCHEMA = pa.schema(
     {
         "id": pa.string(),
@@ -64,7 +68,7 @@ class Captions:
         Raises:
             ValueError: Another number of lines than captions, or a line that is no JSON string.
         """
-        lines = Path(path).read_text("utf-8").splitlines()
+        lines = [line.rstrip("\n") for line in _lines_of(Path(path))]
         if len(lines) != len(self):
             raise ValueError(
                 f"Expected {path} to have one line for each of the {len(self):,} captions of "
@@ -79,7 +83,7 @@ class Captions:
 def _published_edit(line: str, place: str) -> list[str]:
     try:
         edit = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         edit = None
     if not isinstance(edit, str):
         raise ValueError(
@@ -115,8 +119,8 @@ def read_captions(
 
     Raises:
         FileNotFoundError: The file, or an image of it, is missing.
-        ValueError: Captions that are empty, too long or no text, ids that repeat, columns that are
-            missing.
+        ValueError: A file of another form, captions that are empty, too long, no text or hold
+            control characters, ids that repeat, columns that are missing.
 
     Examples:
         >>> import tempfile
@@ -130,11 +134,20 @@ def read_captions(
     readers = {".json": _read_coco, ".tsv": _read_negclip, ".txt": _read_text}
     reader = readers.get(Path(source).suffix)
     if reader is None:
-        dataset = load_dataset(str(source), split=split)
-        return _from_dataset(str(source), dataset, caption_column, image_column)
+        return _from_dataset(str(source), _load(str(source), split), caption_column, image_column)
     if not Path(source).is_file():
         raise FileNotFoundError(f"Expected {source} to be a file, got none. Check the path.")
     return _collect(str(source), reader(Path(source)), images and Path(images))
+
+
+def _load(source: str, split: str) -> Dataset:
+    try:
+        return load_dataset(source, split=split)
+    except DatasetGenerationError as error:
+        raise ValueError(
+            f"Expected {source} to be a dataset that can be read, got: "
+            f"{printable(error.__cause__ or error)}. Fetch or build it again."
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,44 +160,116 @@ class _Row:
 
 
 def _read_coco(path: Path) -> Iterator[_Row]:
-    content = json.loads(path.read_bytes())
+    content = _json_of(path)
     if not isinstance(content, dict) or not {"annotations", "images"} <= content.keys():
         raise ValueError(
             f"Expected {path} to be a COCO caption file with 'annotations' and 'images', got "
             f"{'other fields' if isinstance(content, dict) else type(content).__name__}. Use "
             "captions_train2017.json or one like it."
         )
-    files = {image["id"]: image["file_name"] for image in content["images"]}
-    for row in content["annotations"]:
-        image = row["image_id"]
-        yield _Row(str(row["id"]), row.get("caption"), str(image), files.get(image, str(image)))
+    files: dict[str, str] = {}
+    for image in _coco_rows(path, content, "images", {"id": (int, str), "file_name": (str,)}):
+        if files.setdefault(str(image["id"]), image["file_name"]) != image["file_name"]:
+            raise ValueError(
+                f"Expected the images of {path} to have ids of their own, got {image['id']!r} for "
+                f"{files[str(image['id'])]!r} and {image['file_name']!r}. Repair the file."
+            )
+    for row in _coco_rows(path, content, "annotations", {"id": (int, str), "image_id": (int, str)}):
+        image = str(row["image_id"])
+        yield _Row(str(row["id"]), row.get("caption"), image, files.get(image, image))
+
+
+def _coco_rows(path: Path, content: dict, name: str, fields: dict[str, tuple]) -> Iterator[dict]:
+    """The entries of a list in a COCO file, once each has what is read of it."""
+    if not isinstance(content[name], list):
+        raise ValueError(
+            f"Expected {name!r} of {path} to be a list, got {type(content[name]).__name__}. Use "
+            "captions_train2017.json or one like it."
+        )
+    words = {int: "a whole number", str: "a text"}
+    for place, row in enumerate(content[name]):
+        for field, kinds in fields.items():
+            value = row.get(field) if isinstance(row, dict) else None
+            if type(value) not in kinds:
+                raise ValueError(
+                    f"Expected {name}[{place}] of {path} to have {field!r} as "
+                    f"{' or '.join(words[kind] for kind in kinds)}, got {_shown(row)}. Repair the "
+                    "file."
+                )
+        yield row
+
+
+def _json_of(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        problem = "brackets inside brackets" if isinstance(error, RecursionError) else error
+        raise ValueError(
+            f"Expected {path} to be a JSON file, got one that cannot be read: {problem}. Fetch it "
+            "again."
+        ) from error
 
 
 def _read_negclip(path: Path) -> Iterator[_Row]:
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t")
+    reader = csv.DictReader(_lines_of(path, newline=""), delimiter="\t", strict=True)
+    try:
         columns = reader.fieldnames or []
         if not {"title", "filepath", "neg_caption"} <= set(columns):
             raise ValueError(
                 f"Expected {path} to have NegCLIP's columns title, filepath and neg_caption, got "
-                f"{columns}. Use its train_neg_clip.tsv or valid_neg_clip.tsv."
+                f"{_shown(columns)}. Use its train_neg_clip.tsv or valid_neg_clip.tsv."
             )
         for place, row in enumerate(reader):
-            negatives = [text.strip() for text in ast.literal_eval(row["neg_caption"])]
-            image = re.sub(r"^0+(?=.)", "", re.findall(r"\d*$", Path(row["filepath"]).stem)[0])
-            yield _Row(
-                f"line-{place:07d}",
-                row["title"],
-                image or row["filepath"],
-                row["filepath"],
-                {"hard_negative_swap": negatives},
-            )
+            yield _negclip_row(row, place, f"{path}, line {reader.line_num}")
+    except csv.Error as error:
+        raise ValueError(
+            f"Expected {path}, line {reader.reader.line_num} to be a line of NegCLIP's table, got "
+            f"one that cannot be read: {error}. Repair or remove it."
+        ) from error
+
+
+def _negclip_row(row: dict[str, Any], place: int, line: str) -> _Row:
+    try:
+        negatives = ast.literal_eval(row["neg_caption"])
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        negatives = None  # what Python's reader raises on nested, cut or foreign text
+    if not isinstance(negatives, list) or not all(isinstance(text, str) for text in negatives):
+        raise ValueError(
+            f"Expected neg_caption in {line} to be a list of texts such as ['a cat'], got "
+            f"{_shown(row['neg_caption'])}. Repair or remove this line."
+        )
+    file = row["filepath"]
+    if not isinstance(file, str) or not file:
+        raise ValueError(
+            f"Expected filepath in {line} to name an image, got nothing. Repair or remove this "
+            "line."
+        )
+    image = re.sub(r"^0+(?=.)", "", re.findall(r"\d*$", Path(file).stem)[0])
+    edits = {"hard_negative_swap": [text.strip() for text in negatives]}
+    return _Row(f"line-{place:07d}", row["title"], image or file, file, edits)
 
 
 def _read_text(path: Path) -> Iterator[_Row]:
-    with path.open(encoding="utf-8") as file:
-        for place, line in enumerate(file):
-            yield _Row(f"line-{place:07d}", line.rstrip("\n"))
+    for place, line in enumerate(_lines_of(path)):
+        yield _Row(f"line-{place:07d}", line.rstrip("\n"))
+
+
+def _lines_of(path: Path, newline: str | None = None) -> io.StringIO:
+    """The lines of a UTF-8 file, without the mark that some editors put at its start."""
+    content = path.read_bytes()
+    try:
+        return io.StringIO(content.decode("utf-8-sig"), newline)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"Expected {path} to be text in UTF-8, got other bytes in line {line}. Save it as "
+            "UTF-8."
+        ) from error
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _from_dataset(
@@ -199,7 +284,7 @@ def _from_dataset(
     texts = dataset.select_columns([*names, caption_column])
     rows, image_rows = [], []
     for place, row in enumerate(texts):
-        own = str(row.get("id") or f"row-{place:07d}")
+        own = f"row-{place:07d}" if row.get("id") is None else str(row["id"])
         cell = row[caption_column]
         several = isinstance(cell, list)
         for number, caption in enumerate(cell if several else [cell]):
@@ -219,22 +304,32 @@ def _collect(name: str, rows: Iterable[_Row], folder: Path | None) -> Captions:
     if folder is None or rows[:1] == [] or rows[0].file_name is None:
         return _table(name, rows, [None] * len(rows), None)
     files = {file: place for place, file in enumerate(dict.fromkeys(row.file_name for row in rows))}
-    unsafe = [file for file in files if Path(file).is_absolute() or ".." in Path(file).parts]
+    root = folder.resolve()
+    unsafe = [file for file in files if not _is_inside(root, file)]
     if unsafe:
         raise ValueError(
             f"Expected the image paths of {name} to stay inside {folder}, got {unsafe[0]!r}. "
-            "Repair the file."
+            "Repair the file; of a link, name the folder that it leads to."
         )
     absent = [file for file in files if not (folder / file).is_file()]
     if absent:
         raise FileNotFoundError(
             f"Expected the images of {name} under {folder}, got none for {len(absent):,} of "
-            f"{len(files):,} ({', '.join(absent[:3])}). Name the folder that these paths are "
-            "relative to."
+            f"{len(files):,} ({printable(', '.join(absent[:3]))}). Name the folder that these "
+            "paths are relative to."
         )
     images = Dataset.from_dict({"image": [str(folder / file) for file in files]})
     places = [files[row.file_name] for row in rows]
     return _table(name, rows, places, images.cast_column("image", Image(decode=False)))
+
+
+def _is_inside(root: Path, file: str) -> bool:
+    if Path(file).is_absolute() or ".." in Path(file).parts:
+        return False
+    try:
+        return (root / file).resolve().is_relative_to(root)
+    except (ValueError, OSError, RuntimeError):  # no path at all, or links in a circle
+        return False
 
 
 def _table(
@@ -266,10 +361,10 @@ def _check(name: str, rows: Sequence[_Row]) -> None:
         raise ValueError(f"Expected {name} to hold captions, got none. Check the file.")
     problems, seen = defaultdict(list), set()
     for row in rows:
-        problem = "repeated id" if row.id in seen else _caption_problem(row.caption)
+        problem = "repeated id" if row.id in seen else _problem(row)
         seen.add(row.id)
         if problem:
-            problems[problem].append(row.id)
+            problems[problem].append(printable(row.id))
     if problems:
         raise ValueError(
             f"Expected {name} to hold captions of 1 to {MAX_CHARACTERS} characters under ids of "
@@ -277,11 +372,29 @@ def _check(name: str, rows: Sequence[_Row]) -> None:
         )
 
 
-def _caption_problem(caption: object) -> str | None:
+def _problem(row: _Row) -> str | None:
+    caption = row.caption
     if not isinstance(caption, str):
         return f"a {type(caption).__name__} instead of a text"
     if not caption.strip():
         return "an empty caption"
     if len(caption) > MAX_CHARACTERS:
         return f"a caption of more than {MAX_CHARACTERS} characters"
+    names = (row.id, row.image_id or "", row.file_name or "")
+    if any(has_unfit_characters(text) for text in (caption, *names)):
+        return "control characters or halves of characters"
     return None
+
+
+def has_unfit_characters(text: str) -> bool:
+    r"""Whether a text holds what no caption does: controls, turned directions, half characters.
+
+    They say nothing of a picture, and a model, a terminal and a page each make something else of
+    them. Tabs and line breaks, which people do leave in captions, count as the blanks that they are
+    for a tokenizer.
+
+    Examples:
+        >>> [has_unfit_characters(text) for text in ("a red\tcar", "a\x00car", "a \u202erac")]
+        [False, True, True]
+    """
+    return _UNFIT.search(text) is not None

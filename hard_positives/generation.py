@@ -16,9 +16,10 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
@@ -26,22 +27,25 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, Features, IterableDataset, Value
-from datasets.utils.logging import (
-    disable_progress_bar,
-    enable_progress_bar,
-    is_progress_bar_enabled,
-)
+from datasets import Features, IterableDataset, Value
 from huggingface_hub import DatasetCardData
 from tqdm import tqdm
 
-from hard_positives.captions import Captions
+from hard_positives.captions import Captions, has_unfit_characters
+from hard_positives.names import public_name
+from hard_positives.workers import worker_processes
 from hard_positives_dataset import build_parquet
 from hard_positives_dataset.builder import FEATURES
-from hard_positives_dataset.folders import lock_for, write_whole
+from hard_positives_dataset.folders import (
+    full_disk_explained,
+    lock_for,
+    put_in_place,
+    write_whole,
+)
 
 ENGINES = ("datasets", "ray")
 RECORD = "generation.json"
+BATCH_SIZE = 1000  # captions that one process edits at a time
 
 
 @dataclass(frozen=True)
@@ -106,9 +110,9 @@ class Editor(Protocol):
 def flaw_of(caption: str, edited: str, task: Task) -> str:
     """Why an edited caption cannot be used, or an empty string.
 
-    What is checked is form, whoever made it: one line, another text, of about the length; a swap
-    keeps all words but articles, a replacement changes one place of a few words. Meaning is not
-    checked.
+    What is checked is form, whoever made it: one line without control characters, another text, of
+    about the length; a swap keeps all words but articles, a replacement changes one place of a few
+    words. Meaning is not checked.
 
     Examples:
         >>> replace_, swap = TASKS[0], TASKS[2]
@@ -122,8 +126,10 @@ def flaw_of(caption: str, edited: str, task: Task) -> str:
     before, after = words_of(caption), words_of(edited)
     if not after:
         return "empty"
-    if "\n" in edited.strip():
+    if len(edited.strip().splitlines()) > 1:
         return "several_lines"
+    if has_unfit_characters(edited):
+        return "unfit_characters"
     if before == after:
         return "unchanged"
     if not len(before) / 2 <= len(after) <= len(before) * 1.5 + 3:
@@ -174,7 +180,7 @@ PART_FEATURES = Features(
 
 
 def edit_rows(batch: Mapping[str, Sequence], *, editor: Editor) -> dict[str, list]:
-    """Edit a batch of rows under all four tasks; what `Dataset.map` and Ray run.
+    """Edit a batch of rows under all four tasks; what worker processes and Ray run.
 
     Args:
         batch: Columns `row` and `caption`, and columns named after tasks whose edits are there
@@ -227,11 +233,14 @@ def generate(
 ) -> Path:
     """Write a training set: each caption with hard positives and hard negatives.
 
-    A caption gives up to two rows, one by replacing and one by swapping, both under the caption's
-    own `id`; `category` tells them apart (`swap`, or what was replaced). Where only one of hard
-    positive and hard negative could be made, the other is null; where neither could, there is no
-    row. A run that is killed goes on where it was when it is started again: finished chunks are
-    kept in a hidden folder beside `output_dir` until the set is complete.
+    A caption gives up to two rows, one by replacing and one by swapping; `id` is the caption's own
+    followed by `-replace` or `-swap`, and `category` says what was replaced, or `swap`. Where only
+    one of hard positive and hard negative could be made, the other is null; where neither could,
+    there is no row.
+
+    A run that is killed resumes when it is started again: finished chunks are kept in a hidden
+    folder beside `output_dir` until the set is complete. Each is named by a hash of its content,
+    its place and the settings, and one that is damaged or belongs elsewhere is made again.
 
     Args:
         captions: From :func:`hard_positives.captions.read_captions`.
@@ -247,8 +256,11 @@ def generate(
         where the captions have images), `generation.json` with settings and counts, and a card.
 
     Raises:
-        ValueError: Unknown engine, workers below 1, or an unfinished run with other settings.
+        ValueError: Unknown engine, workers below 1, an unfinished run with other settings, or
+            captions none of which could be edited.
         FileExistsError: The folder holds something, or another run is writing it.
+        ChildProcessError: A worker process was killed.
+        OSError: The disk is full; finished chunks are kept.
 
     Examples:
         >>> import tempfile
@@ -260,8 +272,8 @@ def generate(
         >>> folder = generate(read_captions(rows), output, Rules(), workers=1, progress=False)
         >>> for row in load_dataset(str(folder), split="train"):
         ...     print(row["id"], row["category"], "|", row["hard_positive"])
-        7 attribute | a cat and a dog on a crimson sofa
-        7 swap | a dog and a cat on a red sofa
+        7-replace attribute | a cat and a dog on a crimson sofa
+        7-swap swap | a dog and a cat on a red sofa
     """
     workers = editor.workers if workers is None else workers
     if engine not in ENGINES or workers < 1:
@@ -270,15 +282,18 @@ def generate(
             f"{workers}."
         )
     output = Path(output_dir).resolve()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with lock_for(output):
-        run = _Run(captions, editor, output, output.with_name(f".{output.name}.parts"))
-        if not run.is_complete():
-            run.open()
-            editor.prepare()
-            run.edit(workers, engine, progress)
-            run.finish(progress)
-        shutil.rmtree(run.parts, ignore_errors=True)
+    run = _Run(captions, editor, output, output.with_name(f".{output.name}.parts"))
+    remedy = f"Free space and run the same again: finished chunks are kept in {run.parts}."
+    with full_disk_explained(output, remedy):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with lock_for(output):
+            if not run.is_complete():
+                run.open()
+                editor.prepare()
+                with _editing(engine, editor, workers, len(captions)) as edit_chunk:
+                    counts = run.edit(edit_chunk, progress)
+                run.finish(counts, progress)
+            shutil.rmtree(run.parts, ignore_errors=True)
     return output
 
 
@@ -289,11 +304,11 @@ class _Run:
     output: Path
     parts: Path
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
         return {
             **self.editor.settings,
-            "source": self.captions.name,
+            "source": public_name(self.captions.name),
             "source_sha256": _content_hash(self.captions.table),
             "num_captions": len(self.captions),
             "chunk_size": self.editor.chunk_size,
@@ -304,8 +319,8 @@ class _Run:
         """Whether the same run has ended already; another one's folder is left alone."""
         if not self.output.exists() or (self.output.is_dir() and not any(self.output.iterdir())):
             return False
-        record = self.output / RECORD
-        if record.is_file() and json.loads(record.read_text("utf-8"))["settings"] == self.settings:
+        record = _read_json(self.output / RECORD)
+        if isinstance(record, dict) and record.get("settings") == self.settings:
             return True
         raise FileExistsError(
             f"Expected {self.output} to be absent or empty, got something there. Remove it or "
@@ -315,12 +330,16 @@ class _Run:
     def open(self) -> None:
         """Make the folder of the parts, or take over the one that an unfinished run has left."""
         path = self.parts / "settings.json"
-        settings = json.dumps(self.settings, indent=2, sort_keys=True)
         if not path.exists():
             self.parts.mkdir(exist_ok=True)
             with write_whole(path) as unfinished:
-                unfinished.write_text(settings, "utf-8")
-        earlier = json.loads(path.read_text("utf-8"))
+                unfinished.write_text(json.dumps(self.settings, indent=2, sort_keys=True), "utf-8")
+        earlier = _read_json(path)
+        if not isinstance(earlier, dict):
+            raise ValueError(
+                f"Expected {path} to hold the settings of an unfinished run, got something else. "
+                "Remove that folder, and run the same again."
+            )
         changed = [name for name, value in self.settings.items() if earlier.get(name) != value]
         if changed:
             raise ValueError(
@@ -328,34 +347,65 @@ class _Run:
                 f"{', '.join(changed)}. Go on with the same ones, or remove that folder."
             )
 
-    def edit(self, workers: int, engine: str, progress: bool) -> None:
+    def edit(self, edit_chunk: Callable[[pa.Table], pa.Table], progress: bool) -> Counter:
+        """Make the parts that are not there whole, and count what came of all of them."""
         counts: Counter = Counter()
         with tqdm(total=len(self.captions), unit="caption", disable=not progress) as bar:
-            for path, start, stop in self.chunks():
-                if not path.exists():
-                    rows = self.chunk(start, stop)
-                    part = (
-                        _map_on_ray(rows, self.editor)
-                        if engine == "ray"
-                        else _map_here(rows, self.editor, workers)
-                    )
-                    with write_whole(path) as unfinished:
-                        pq.write_table(part, unfinished)
-                counts += _count(pq.read_table(path))
+            for start, stop in self.chunks():
+                part = self.read_part(start)
+                if part is None:
+                    part = edit_chunk(self.chunk(start, stop))
+                    self.write_part(start, part)
+                counts += _count(part)
                 bar.update(stop - start)
                 bar.set_postfix_str(_shares(counts), refresh=False)
+        self.check_edited(counts)
+        return counts
 
-    def chunks(self) -> Iterator[tuple[Path, int, int]]:
+    def check_edited(self, counts: Counter) -> None:
+        """Raise where there would be no row; nothing is kept, so that the same run asks again."""
+        if _edited(counts):
+            return
+        shutil.rmtree(self.parts, ignore_errors=True)
+        reasons = Counter(reason for _, reason in counts.elements())
+        named = ", ".join(f"{reason} {number:,} times" for reason, number in reasons.most_common())
+        raise ValueError(
+            f"Expected an edit of at least one of the {len(self.captions):,} captions of "
+            f"{self.captions.name}, got none: {named}. Give captions with words that can be "
+            "replaced or swapped; of a language model, look at what it answers to one caption."
+        )
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
         for start in range(0, len(self.captions), self.editor.chunk_size):
-            stop = min(start + self.editor.chunk_size, len(self.captions))
-            yield self.parts / f"part-{start:09d}.parquet", start, stop
+            yield start, min(start + self.editor.chunk_size, len(self.captions))
 
     def chunk(self, start: int, stop: int) -> pa.Table:
         given = [str(task) for task in TASKS if str(task) in self.captions.table.column_names]
         rows = self.captions.table.slice(start, stop - start).select(["caption", *given])
         return rows.append_column("row", pa.array(range(start, stop), pa.int64()))
 
-    def finish(self, progress: bool) -> None:
+    def write_part(self, start: int, part: pa.Table) -> None:
+        buffer = pa.BufferOutputStream()
+        pq.write_table(part, buffer)
+        content = buffer.getvalue().to_pybytes()
+        with write_whole(self.parts / self.part_name(start, content)) as unfinished:
+            unfinished.write_bytes(content)
+
+    def read_part(self, start: int) -> pa.Table | None:
+        """The part of a chunk if it is there whole; what only passes for it is removed."""
+        for path in self.parts.glob(f"{_part_number(start)}-*.parquet"):
+            content = path.read_bytes()
+            if path.name == self.part_name(start, content):
+                return pq.read_table(pa.BufferReader(content))
+            path.unlink()
+        return None
+
+    def part_name(self, start: int, content: bytes) -> str:
+        """A name that only this content has, in this place, under these settings."""
+        place = json.dumps([self.settings, start], sort_keys=True).encode()
+        return f"{_part_number(start)}-{hashlib.sha256(place + content).hexdigest()}.parquet"
+
+    def finish(self, counts: Counter, progress: bool) -> None:
         """Join the parts into the folder, which appears whole or not at all."""
         folder = self.parts / "finished"
         shutil.rmtree(folder, ignore_errors=True)
@@ -364,38 +414,40 @@ class _Run:
         else:
             rows = IterableDataset.from_generator(self.rows, features=FEATURES)
             build_parquet({"train": rows}, folder, progress=progress)
-        counts: Counter = Counter()
-        for path, _, _ in self.chunks():
-            counts += _count(pq.read_table(path))
         record = {"settings": self.settings, "counts": _nested(counts)}
         (folder / RECORD).write_text(json.dumps(record, indent=2), "utf-8")
         if self.output.exists():
             self.output.rmdir()  # empty: os.replace does not take folders on every system
-        os.replace(folder, self.output)
+        put_in_place(folder, self.output)
 
     def write_texts(self, folder: Path) -> None:
         (folder / "data").mkdir(parents=True)
         features = Features({name: kind for name, kind in FEATURES.items() if name != "image"})
         schema = features.arrow_schema
         with pq.ParquetWriter(folder / "data" / "train-00000-of-00001.parquet", schema) as writer:
-            for path, start, stop in self.chunks():
-                rows = list(self.part_rows(path, start, stop))
-                writer.write_table(pa.Table.from_pylist(rows, schema))
+            for start, stop in self.chunks():
+                writer.write_table(pa.Table.from_pylist(list(self.part_rows(start, stop)), schema))
         files = [{"split": "train", "path": "data/train-*.parquet"}]
         card = DatasetCardData(configs=[{"config_name": "default", "data_files": files}])
         text = f"---\n{card.to_yaml()}\n---\n\n# Hard positives and hard negatives\n\n"
-        text += f"Made from {self.captions.name}; `{RECORD}` has the settings and counts.\n"
+        text += f"Made from {self.settings['source']}; `{RECORD}` has the settings and counts.\n"
         (folder / "README.md").write_text(text, "utf-8")
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        for path, start, stop in self.chunks():
-            yield from self.part_rows(path, start, stop)
+        for start, stop in self.chunks():
+            yield from self.part_rows(start, stop)
 
-    def part_rows(self, path: Path, start: int, stop: int) -> Iterator[dict[str, Any]]:
+    def part_rows(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
+        part = self.read_part(start)
+        if part is None:
+            raise OSError(
+                f"Expected the chunk at caption {start} in {self.parts} to stay as it was written, "
+                "got a damaged or removed one. Run the same again: it is made anew."
+            )
         sources = self.captions.table.slice(start, stop - start).to_pylist()
-        for source, part in zip(sources, pq.read_table(path).to_pylist(), strict=True):
+        for source, edits in zip(sources, part.to_pylist(), strict=True):
             for kind in ("replace", "swap"):
-                row = _training_row(source, part, kind)
+                row = _training_row(source, edits, kind)
                 if row:
                     yield {**row, **self.image_of(source)}
 
@@ -405,6 +457,18 @@ class _Run:
         image = self.captions.images[source["image_row"]]["image"]
         content = image["bytes"] or Path(image["path"]).read_bytes()
         return {"image": {"bytes": content, "path": None}}
+
+
+def _part_number(start: int) -> str:
+    return f"part-{start:09d}"
+
+
+def _read_json(path: Path) -> Any:
+    """What the file holds; None where it is absent or no JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return None
 
 
 def _training_row(source: dict[str, Any], part: dict[str, Any], kind: str) -> dict[str, Any] | None:
@@ -417,7 +481,7 @@ def _training_row(source: dict[str, Any], part: dict[str, Any], kind: str) -> di
         old, new = changed_words(words_of(source["caption"]), words_of(positive))
         replaced = f"{' '.join(old)} > {' '.join(new)}"
     return {
-        "id": source["id"],
+        "id": f"{source['id']}-{kind}",
         "caption": source["caption"],
         "hard_positive": positive,
         "hard_negative": negative,
@@ -429,30 +493,29 @@ def _training_row(source: dict[str, Any], part: dict[str, Any], kind: str) -> di
     }
 
 
-def _map_here(rows: pa.Table, editor: Editor, workers: int) -> pa.Table:
-    # No more processes than batches: a pool costs as much as some thousand captions.
-    batch_size = max(1, min(1000, rows.num_rows)) if workers > 1 else rows.num_rows
-    processes = min(workers, -(-rows.num_rows // batch_size))
-    shown = is_progress_bar_enabled()
-    disable_progress_bar()  # one bar for the run, not one a chunk
-    try:
-        edited = Dataset(rows).map(
-            partial(edit_rows, editor=editor),
-            batched=True,
-            batch_size=batch_size,
-            num_proc=processes if processes > 1 else None,
-            remove_columns=rows.column_names,
-            features=PART_FEATURES,
-            new_fingerprint=os.urandom(8).hex(),  # parts are the cache
-            keep_in_memory=True,
-        )
-    finally:
-        if shown:
-            enable_progress_bar()
-    return edited.data.table
+@contextmanager
+def _editing(
+    engine: str, editor: Editor, workers: int, num_captions: int
+) -> Iterator[Callable[[pa.Table], pa.Table]]:
+    """Give what edits a chunk: this machine's processes, or a Ray cluster."""
+    edit_batch = partial(edit_rows, editor=editor)
+    if engine == "ray":
+        yield partial(_map_on_ray, edit_batch=edit_batch)
+        return
+
+    def edit_chunk(rows: pa.Table) -> pa.Table:
+        starts = range(0, rows.num_rows, BATCH_SIZE)
+        batches = [rows.slice(start, BATCH_SIZE).to_pydict() for start in starts]
+        edited = map_batches(edit_batch, batches)
+        return pa.concat_tables(map(_part_table, edited))
+
+    # No more processes than batches: a process costs as much as some thousand captions.
+    batches = -(-min(num_captions, editor.chunk_size) // BATCH_SIZE)
+    with worker_processes(min(workers, batches)) as map_batches:
+        yield edit_chunk
 
 
-def _map_on_ray(rows: pa.Table, editor: Editor) -> pa.Table:
+def _map_on_ray(rows: pa.Table, edit_batch: Callable[[dict], dict]) -> pa.Table:
     try:
         import ray.data
     except ImportError as error:
@@ -460,13 +523,17 @@ def _map_on_ray(rows: pa.Table, editor: Editor) -> pa.Table:
             "Expected the package ray to be installed, got none. Run: pip install "
             "'hard-positives[ray]'"
         ) from error
-
-    def edit(batch: pa.Table) -> pa.Table:
-        return pa.table(edit_rows(batch.to_pydict(), editor=editor), PART_FEATURES.arrow_schema)
-
-    blocks = ray.data.from_arrow(rows).repartition(target_num_rows_per_block=1000)
-    edited = blocks.map_batches(edit, batch_format="pyarrow", batch_size=1000)
+    blocks = ray.data.from_arrow(rows).repartition(target_num_rows_per_block=BATCH_SIZE)
+    edited = blocks.map_batches(
+        lambda batch: _part_table(edit_batch(batch.to_pydict())),
+        batch_format="pyarrow",
+        batch_size=BATCH_SIZE,
+    )
     return pa.concat_tables(ray.get(edited.to_arrow_refs())).sort_by("row")
+
+
+def _part_table(columns: dict[str, list]) -> pa.Table:
+    return pa.table(columns, PART_FEATURES.arrow_schema)
 
 
 def _count(part: pa.Table) -> Counter:
@@ -478,9 +545,12 @@ def _count(part: pa.Table) -> Counter:
     return counts
 
 
+def _edited(counts: Counter) -> int:
+    return sum(number for (_, reason), number in counts.items() if reason == "edited")
+
+
 def _shares(counts: Counter) -> str:
-    edited = sum(number for (_, reason), number in counts.items() if reason == "edited")
-    return f"without edit {1 - edited / max(1, counts.total()):.0%}"
+    return f"without edit {1 - _edited(counts) / max(1, counts.total()):.0%}"
 
 
 def _nested(counts: Counter) -> dict[str, dict[str, int]]:

@@ -1,8 +1,8 @@
 """Hard positives and hard negatives from a language model behind an OpenAI-compatible server.
 
-vLLM, TGI, `transformers serve`, llama.cpp and Inference Providers all speak this protocol, and
-`huggingface_hub` speaks it to them. Many requests are in flight at once; what the server cannot
-answer now is asked again, later and later; what it answers is checked before it is believed.
+vLLM, TGI, `transformers serve`, llama.cpp and Inference Providers all speak this protocol. Many
+requests are in flight at once, each with a limit of time and of size; what the server cannot answer
+now is asked again, later and later; what it answers is checked before it is believed.
 
 This file starts no server and holds no weights.
 """
@@ -12,15 +12,17 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
 
-from huggingface_hub import AsyncInferenceClient, InferenceTimeoutError
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+import aiohttp
+from anyio.from_thread import start_blocking_portal
 
 from hard_positives.generation import TASKS, Edit, Task, changed_words, flaw_of, words_of
 from hard_positives.grammar import Token, analyse
+from hard_positives.names import printable, public_url
 from hard_positives.rules import Rules, known_relation
 
 _ANSWER = "Answer with the new caption alone, on one line. If it cannot be done, answer with None."
@@ -73,6 +75,11 @@ _REFUSAL = re.compile(
 _RETRIED_STATUS = (408, 409, 425, 429, 500, 502, 503, 504)
 # The server understood and declines this one caption; asking again would not help.
 _DECLINED_STATUS = (400, 413, 422)
+_ANSWER_BYTES = 2**20  # an answer is one caption, and what stands around it in JSON
+
+
+class _DeclinedError(Exception):
+    """The server declines a request, for the reason that it gives."""
 
 
 @dataclass(frozen=True)
@@ -86,21 +93,22 @@ class LanguageModel:
 
     Args:
         model: The name that the server knows the model by.
-        base_url: Of the server, such as `http://localhost:8000/v1`.
+        base_url: Of the server, such as `http://localhost:8000/v1`. User, password and query are
+            sent, but neither recorded nor compared when a run resumes: a key may be renewed.
         api_key: Where the server asks for one; never recorded.
         temperature: 0 or more; 0 always takes the likeliest word.
         seed: Another seed asks for other answers.
         max_in_flight: Requests under way at one time, 1 or more.
-        timeout: Seconds until a request counts as unanswered.
+        timeout: Seconds that a request may take, from the connection to the answer's last byte.
         max_tries: How often a request is sent before the run stops; finished chunks are kept.
         backoff: Seconds before the second try, doubled for each further one, up to a minute.
 
     Raises:
-        ValueError: A number outside its range.
+        ValueError: A number outside its range, or an address that is none.
     """
 
     model: str
-    base_url: str
+    base_url: str = field(repr=False)
     api_key: str | None = field(default=None, repr=False)
     temperature: float = 0.7
     seed: int = 0
@@ -120,6 +128,12 @@ class LanguageModel:
                 )
         if not self.timeout > 0:
             raise ValueError(f"Expected timeout to be above 0 seconds, got {self.timeout}.")
+        if not _is_address(self.base_url):
+            raise ValueError(
+                "Expected base_url to be the address of a server, such as "
+                "http://localhost:8000/v1, got one without http://, without a host or with a port "
+                "that is none."  # not shown: it may hold a password
+            )
 
     @property
     def settings(self) -> dict:
@@ -128,7 +142,7 @@ class LanguageModel:
         return {
             "editor": "language_model",
             "model": self.model,
-            "base_url": self.base_url,
+            "base_url": public_url(self.base_url),
             "temperature": self.temperature,
             "seed": self.seed,
             "prompts_sha256": hashlib.sha256(prompts).hexdigest(),
@@ -139,9 +153,12 @@ class LanguageModel:
         """Ask once, so that a wrong address or name shows before hours of work.
 
         Raises:
-            ConnectionError: No usable answer.
+            ConnectionError: No usable answer, or the server declines.
         """
-        _run(self._answers(["a cat and a dog"], TASKS[2]))
+        try:
+            self._ask_all(["a cat and a dog"], TASKS[2], declines=False)
+        except _DeclinedError as error:
+            raise ConnectionError(self._complaint(str(error))) from error
 
     def edit_batch(self, captions: Sequence[str], task: Task) -> list[Edit]:
         """Edit each caption; the i-th result belongs to the i-th caption.
@@ -150,19 +167,33 @@ class LanguageModel:
             ConnectionError: The server did not answer in `max_tries` tries, or not in this
                 protocol. Run again when it does: finished chunks are kept.
         """
-        answers = _run(self._answers(captions, task))
+        answers = self._ask_all(captions, task, declines=True)
         pairs = zip(captions, answers, strict=True)
         return [checked(caption, answer, task) for caption, answer in pairs]
 
-    async def _answers(self, captions: Sequence[str], task: Task) -> list[str | None]:
+    def _ask_all(self, captions: Sequence[str], task: Task, *, declines: bool) -> list[str | None]:
+        # In a thread of its own, since a notebook's thread has a loop already. Ctrl-C, which comes
+        # to this one, cancels what is under way.
+        with start_blocking_portal() as portal:
+            return portal.call(self._answers, captions, task, declines)
+
+    async def _answers(
+        self, captions: Sequence[str], task: Task, declines: bool
+    ) -> list[str | None]:
         slots = asyncio.Semaphore(self.max_in_flight)
-        async with AsyncInferenceClient(
-            base_url=self.base_url, api_key=self.api_key or "none", timeout=self.timeout
-        ) as client:
+        async with aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=self.timeout),
+            connector=aiohttp.TCPConnector(limit=self.max_in_flight),
+        ) as session:
 
             async def ask(caption: str) -> str | None:
                 async with slots:
-                    return await self._ask(client, caption, task)
+                    try:
+                        return await self._ask(session, caption, task)
+                    except _DeclinedError:
+                        if declines:
+                            return None
+                        raise
 
             requests = [asyncio.ensure_future(ask(caption)) for caption in captions]
             try:
@@ -172,64 +203,104 @@ class LanguageModel:
                     request.cancel()
                 await asyncio.gather(*requests, return_exceptions=True)
 
-    async def _ask(self, client: AsyncInferenceClient, caption: str, task: Task) -> str | None:
-        """The server's answer; None where it declines this caption."""
-        seed = request_seed(self.seed, caption, task)
+    async def _ask(self, session: aiohttp.ClientSession, caption: str, task: Task) -> str:
+        """The server's answer, asked for again while it is in trouble."""
+        request = {
+            "messages": messages_for(caption, task),
+            "model": self.model,
+            "temperature": self.temperature,
+            "seed": request_seed(self.seed, caption, task),
+            "max_tokens": 2 * len(caption.split()) + 48,
+        }
         for attempt in range(1, self.max_tries + 1):
+            wait = 0.0
             try:
-                completion = await client.chat_completion(
-                    messages_for(caption, task),
-                    model=self.model,
-                    temperature=self.temperature,
-                    seed=seed,
-                    max_tokens=2 * len(caption.split()) + 48,
-                )
-                return completion.choices[0].message.content or ""
-            except HfHubHTTPError as error:
-                problem, wait = error, _retry_after(error)
-                if error.response.status_code in _DECLINED_STATUS:
-                    return None
-                if error.response.status_code not in _RETRIED_STATUS:
-                    raise ConnectionError(self._complaint(error)) from error
-            except OfflineModeIsEnabled:
-                raise  # HF_HUB_OFFLINE bars all servers, local ones too; the message says so
-            except (InferenceTimeoutError, OSError, ValueError, LookupError, TypeError) as error:
-                # The wire broke, or what came is no chat completion (hung up half-way, a proxy's
-                # page): the library has no error of its own for that.
-                problem, wait = error, 0.0
-            except Exception as error:
-                if not _is_transport_error(error):
-                    raise
-                problem, wait = error, 0.0
+                status, wait, body = await self._post(session, request)
+                if status == 200:
+                    return _content_of(body)
+                problem = f"status {status}{_reason_in(body)}"
+            except asyncio.TimeoutError:
+                status, problem = None, f"no whole answer within {self.timeout:g} s"
+            except (aiohttp.ClientError, OSError, ValueError) as error:  # the line broke, or HTML
+                status, problem = None, f"{type(error).__name__}: {error}".rstrip(": ")
+            if status in _DECLINED_STATUS:
+                raise _DeclinedError(problem)
+            if status is not None and status not in _RETRIED_STATUS:
+                break
             if attempt < self.max_tries:
                 longest = min(60.0, self.backoff * 2 ** (attempt - 1))
                 await asyncio.sleep(max(wait, random.uniform(longest / 2, longest)))
-        raise ConnectionError(self._complaint(problem)) from problem
+        raise ConnectionError(self._complaint(problem, attempt))
 
-    def _complaint(self, error: Exception) -> str:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        got = f"status {status}" if status else f"{type(error).__name__}: {error}".rstrip(": ")
+    async def _post(
+        self, session: aiohttp.ClientSession, request: dict
+    ) -> tuple[int, float, bytes]:
+        """Status, seconds to wait and body of one answer."""
+        parts = urlsplit(self.base_url)
+        path = f"{parts.path.rstrip('/')}/chat/completions"
+        # A user in the address is sent by the client, in the place of the key.
+        use_key = self.api_key and not parts.username
+        async with session.post(
+            urlunsplit(parts._replace(path=path)),
+            json=request,
+            headers={"Authorization": f"Bearer {self.api_key}"} if use_key else {},
+            proxy=None if proxy_bypass(parts.hostname) else getproxies().get(parts.scheme),
+            allow_redirects=False,
+        ) as response:
+            body = bytearray()
+            async for piece in response.content.iter_any():
+                body += piece
+                if len(body) > _ANSWER_BYTES:
+                    raise ValueError(f"more than {_ANSWER_BYTES:,} bytes")
+            return response.status, _seconds(response.headers.get("Retry-After", "")), bytes(body)
+
+    def _complaint(self, problem: str, tries: int = 1) -> str:
+        problem = printable(self._without_secrets(problem))
         return (
-            f"Expected {self.base_url} to answer as an OpenAI-compatible server with the model "
-            f"{self.model!r}, got {got} after up to {self.max_tries} tries. Check the address, the "
+            f"Expected {public_url(self.base_url)} to answer as an OpenAI-compatible server with "
+            f"the model {self.model!r}, got {problem} (tries: {tries}). Check the address, the "
             "model's name and the key, then run the same command again: finished chunks are kept."
         )
 
-
-def _run(answers: Coroutine) -> list[str | None]:
-    # In a thread of its own, since a notebook's thread has a loop already.
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(asyncio.run, answers).result()
-
-
-def _is_transport_error(error: Exception) -> bool:
-    # The library lets the errors of its HTTP client through, httpx in one version, another in the
-    # next: known by name.
-    return any(base.__name__ == "TransportError" for base in type(error).__mro__)
+    def _without_secrets(self, text: str) -> str:
+        """What a client or a server says, without what it repeats of the key and the address."""
+        parts = urlsplit(self.base_url)
+        values = [value for _, value in parse_qsl(parts.query)]
+        secrets = [self.api_key, parts.username, parts.password, parts.query, *values]
+        secrets += [unquote(secret) for secret in secrets if secret]
+        for secret in sorted(filter(None, secrets), key=len, reverse=True):
+            text = text.replace(secret, "***")
+        return text
 
 
-def _retry_after(error: HfHubHTTPError) -> float:
-    value = error.response.headers.get("Retry-After", "")
+def _is_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of the port
+        return False
+
+
+def _content_of(body: bytes) -> str:
+    """The text of a chat completion; empty where the model gave none."""
+    try:
+        content = json.loads(body)["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise ValueError("an answer that is no chat completion") from None
+    if not isinstance(content, str | None):
+        raise ValueError(f"a chat completion whose content is a {type(content).__name__}")
+    return content or ""
+
+
+def _reason_in(body: bytes) -> str:
+    """What a server says of its refusal, as OpenAI's does; empty where it says it otherwise."""
+    try:
+        return f": {json.loads(body)['error']['message']:.300}"
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return ""
+
+
+def _seconds(value: str) -> float:
     return min(60.0, float(value)) if re.fullmatch(r"\d+(\.\d+)?", value) else 0.0
 
 

@@ -133,8 +133,10 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def full_disk_explained(output: Path) -> Iterator[None]:
-    """Turn the error of a full disk into one that says what to do."""
+def full_disk_explained(
+    output: Path, remedy: str = "Free space or choose another folder, and run the same again."
+) -> Iterator[None]:
+    """Turn the error of a full disk into one that names `output` and says what to do."""
     try:
         yield
     except OSError as error:
@@ -142,8 +144,7 @@ def full_disk_explained(output: Path) -> Iterator[None]:
             raise
         explained = OSError(
             f"Expected room on the disk for {output}, got: {os.strerror(error.errno)}. What was "
-            "there before is unchanged. Free space or choose another folder, and run the same "
-            "again."
+            f"there before is unchanged. {remedy}"
         )
         explained.errno = error.errno  # set apart: the message would begin with the number
         raise explained from error

@@ -2,6 +2,7 @@ import csv
 import http.server
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -369,7 +370,7 @@ def test_a_training_set_has_the_benchmarks_columns_and_each_captions_edits(tmp_p
         for kind in ("replace", "swap"):
             made = [Rules().edit(caption, task).caption for task in TASKS if task.kind == kind]
             if any(made):
-                expected.append((f"caption-{CAPTIONS.index(caption)}", caption, *made))
+                expected.append((f"caption-{CAPTIONS.index(caption)}-{kind}", caption, *made))
     columns = ("id", "caption", "hard_positive", "hard_negative")
     assert [tuple(row[name] for name in columns) for row in rows] == expected
     assert {row["category"] for row in rows if row["substitution"] == ""} == {"swap"}
@@ -416,7 +417,7 @@ def test_images_of_a_dataset_come_along(tmp_path):
     )
     folder = generate(read_captions(dataset), tmp_path / "t", Rules(), workers=1, progress=False)
     rows = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
-    reds = {row["id"]: row["image"].getpixel((0, 0))[0] for row in rows}
+    reds = {row["id"].rpartition("-")[0]: row["image"].getpixel((0, 0))[0] for row in rows}
     assert reds == {"row-0000000-0": 10, "row-0000000-1": 10, "row-0000001-0": 200}
 
 
@@ -431,7 +432,7 @@ def test_published_edits_replace_our_own_where_they_are_usable(coco, tmp_path):
         for row in loaded(folder, tmp_path / "cache")
         if row["category"] == "swap"
     }
-    assert rows["500"] == lines[0]
+    assert rows["500-swap"] == lines[0]
     assert set(rows.values()) == {lines[0], None}
     counts = json.loads((folder / "generation.json").read_text())["counts"]["hard_positive_swap"]
     assert counts == {"edited": 1, "none_given": 2, "other_length": 1}
@@ -487,7 +488,8 @@ def test_a_killed_run_goes_on_where_it_was_with_no_row_lost_or_twice(tmp_path, l
     )
     rows = loaded(tmp_path / "train", tmp_path / "cache")
     assert rows == loaded(whole, tmp_path / "cache")
-    assert Counter(row["id"] for row in rows) == {f"row-{n:07d}": 2 for n in range(45)}
+    kinds = ("replace", "swap")
+    assert [row["id"] for row in rows] == [f"row-{n:07d}-{kind}" for n in range(45) for kind in kinds]
     started = Counter((tmp_path / "log").read_text().splitlines())
     assert started[f"{captions[0]}/{TASKS[0]}"] == 1, "a finished chunk was made again"
     assert started[f"{captions[20]}/{TASKS[0]}"] == 2
@@ -555,7 +557,7 @@ def test_the_command_reads_text_and_writes_a_set_that_load_dataset_reads(tmp_pat
         app, ["generate", str(path), "--output", str(output), "--workers", "1"]
     )
     assert done.exit_code == 0, done.output
-    assert loaded(output, tmp_path / "cache")[0]["id"] == "line-0000000"
+    assert loaded(output, tmp_path / "cache")[0]["id"] == "line-0000000-replace"
 
 
 def test_the_command_says_in_one_sentence_what_is_wrong(tmp_path):
@@ -570,12 +572,6 @@ def test_the_command_says_in_one_sentence_what_is_wrong(tmp_path):
 
 
 # --- a language model -----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def online(monkeypatch):
-    # Read from the environment when the library was imported; it bars servers on this machine too.
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
 
 @pytest.mark.parametrize(
@@ -694,7 +690,6 @@ def language_model(server: ScriptedServer, **options) -> LanguageModel:
     return LanguageModel("scripted", server.base_url, **options)
 
 
-@pytest.mark.usefixtures("online")
 def test_a_language_models_answers_become_the_training_set(tmp_path):
     captions = CAPTIONS[:4]
     with ScriptedServer(lambda caption, attempt: "answer") as server:
@@ -714,7 +709,6 @@ def test_a_language_models_answers_become_the_training_set(tmp_path):
     assert {request["model"] for request in server.requests} == {"scripted"}
 
 
-@pytest.mark.usefixtures("online")
 def test_requests_are_seeded_by_seed_task_and_caption():
     with ScriptedServer(lambda caption, attempt: "answer") as server:
         for seed in (0, 0, 1):
@@ -725,7 +719,6 @@ def test_requests_are_seeded_by_seed_task_and_caption():
 
 
 @pytest.mark.parametrize("trouble", [429, 500, 502, 503, "drop", "half", "garbage"])
-@pytest.mark.usefixtures("online")
 def test_a_server_in_trouble_is_asked_again_and_no_caption_is_lost(trouble):
     def script(caption, attempt):
         return "answer" if attempt == 3 or caption == CAPTIONS[0] else trouble
@@ -737,25 +730,22 @@ def test_a_server_in_trouble_is_asked_again_and_no_caption_is_lost(trouble):
     assert [server.attempts[c, REPLACE_POSITIVE] for c in CAPTIONS[:4]] == [1, 3, 3, 3]
 
 
-@pytest.mark.usefixtures("online")
 def test_a_request_without_an_answer_is_given_up_and_asked_again():
     with ScriptedServer(lambda caption, attempt: "answer" if attempt > 1 else "silence") as server:
         edits = language_model(server, timeout=0.5).edit_batch(CAPTIONS[:1], REPLACE_POSITIVE)
     assert edits[0].caption == Rules().edit(CAPTIONS[0], REPLACE_POSITIVE).caption
 
 
-@pytest.mark.usefixtures("online")
 def test_a_server_that_never_answers_is_an_error_before_the_work_begins(tmp_path):
     with ScriptedServer(lambda caption, attempt: "silence") as server:
         model = language_model(server, timeout=0.2, max_tries=2)
-        with pytest.raises(ConnectionError, match=r"got InferenceTimeoutError.*up to 2 tries"):
+        with pytest.raises(ConnectionError, match=r"got no whole answer within 0.2 s \(tries: 2\)"):
             generate(source_of(CAPTIONS), tmp_path / "train", model, progress=False)
         assert len(server.requests) == 2
-    with pytest.raises(ConnectionError, match="got ConnectError"):
+    with pytest.raises(ConnectionError, match="got ClientConnectorError"):
         generate(source_of(CAPTIONS), tmp_path / "train", model, progress=False)
 
 
-@pytest.mark.usefixtures("online")
 def test_a_wrong_key_or_name_is_not_tried_again():
     with ScriptedServer(lambda caption, attempt: 401) as server:
         with pytest.raises(ConnectionError, match="got status 401"):
@@ -763,14 +753,12 @@ def test_a_wrong_key_or_name_is_not_tried_again():
         assert len(server.requests) == 1
 
 
-@pytest.mark.usefixtures("online")
 def test_a_caption_that_the_server_declines_is_counted_and_the_others_go_on():
     with ScriptedServer(lambda caption, _: 400 if caption == CAPTIONS[1] else "answer") as server:
         edits = language_model(server).edit_batch(CAPTIONS[:3], REPLACE_POSITIVE)
     assert [edit.reason for edit in edits] == ["", "declined_by_server", ""]
 
 
-@pytest.mark.usefixtures("online")
 def test_as_many_requests_are_in_flight_as_asked_for_and_no_more():
     together, inside, most = threading.Barrier(8), count(), []
 
@@ -832,7 +820,6 @@ def tiny_chat_model(tmp_path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("online")
 def test_a_real_server_of_a_real_model_is_understood(tiny_chat_model, tmp_path):
     """Random weights write nothing usable: every answer arrives, is read and is rejected."""
     for part in ("fastapi", "openai", "uvicorn"):
@@ -845,18 +832,11 @@ def test_a_real_server_of_a_real_model_is_understood(tiny_chat_model, tmp_path):
     server = subprocess.Popen([program, "serve", str(tiny_chat_model), *options])
     try:
         model = LanguageModel(str(tiny_chat_model), f"http://127.0.0.1:{port}/v1", max_tries=10)
-        folder = tmp_path / "train"
-        generate(source_of(CAPTIONS[:2]), folder, model, progress=False)
+        with pytest.raises(ValueError, match="got none") as error:
+            generate(source_of(CAPTIONS[:2]), tmp_path / "train", model, progress=False)
     finally:
         server.terminate()
         server.wait()
-    counts = json.loads((folder / "generation.json").read_text())["counts"]
-    assert {task: sum(n.values()) for task, n in counts.items()} == {str(t): 2 for t in TASKS}
-    reasons = {reason for numbers in counts.values() for reason in numbers}
-    assert reasons and not reasons & {"declined_by_server"}
-
-
-def test_offline_mode_is_named_at_once_not_tried_again():
-    model = LanguageModel("m", "http://127.0.0.1:1/v1", max_tries=10**9)
-    with pytest.raises(OSError, match="HF_HUB_OFFLINE"):
-        model.edit_batch(["a red car"], REPLACE_POSITIVE)
+    reasons = re.findall(r"(\w+) (\d+) times", str(error.value))
+    assert sum(int(number) for _, number in reasons) == 2 * len(TASKS)
+    assert "declined_by_server" not in dict(reasons)
