@@ -2,16 +2,21 @@ import csv
 import http.server
 import json
 import os
+import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
-from itertools import count
+from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import ROOT
 from datasets import Dataset, Features, Image, Value, load_dataset
@@ -243,21 +248,25 @@ def test_three_of_four_published_attributes_come_out_the_same():
 # --- reading --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def coco(tmp_path) -> Path:
-    """Four captions over two images, in COCO's form and in COCO's lack of order."""
+def coco_file(folder: Path, captions: list[str]) -> Path:
+    """Captions over two images, in COCO's form and in COCO's lack of order."""
     for number in (7, 9):
-        PILImage.new("RGB", (8, 8), (number * 20, 0, 0)).save(tmp_path / f"{number:012d}.jpg")
+        PILImage.new("RGB", (8, 8), (number * 20, 0, 0)).save(folder / f"{number:012d}.jpg")
     content = {
         "images": [{"id": n, "file_name": f"{n:012d}.jpg"} for n in (7, 9)],
         "annotations": [
             {"id": 500 + n, "image_id": (7, 9)[n % 2], "caption": f"{caption}\n"}
-            for n, caption in enumerate(CAPTIONS[:4])
+            for n, caption in enumerate(captions)
         ],
     }
-    path = tmp_path / "captions_train2017.json"
+    path = folder / "captions_train2017.json"
     path.write_text(json.dumps(content))
     return path
+
+
+@pytest.fixture
+def coco(tmp_path) -> Path:
+    return coco_file(tmp_path, CAPTIONS[:4])
 
 
 def test_coco_captions_are_read_with_rows_of_one_image_together(coco):
@@ -489,7 +498,9 @@ def test_a_killed_run_goes_on_where_it_was_with_no_row_lost_or_twice(tmp_path, l
     rows = loaded(tmp_path / "train", tmp_path / "cache")
     assert rows == loaded(whole, tmp_path / "cache")
     kinds = ("replace", "swap")
-    assert [row["id"] for row in rows] == [f"row-{n:07d}-{kind}" for n in range(45) for kind in kinds]
+    assert [row["id"] for row in rows] == [
+        f"row-{n:07d}-{kind}" for n in range(45) for kind in kinds
+    ]
     started = Counter((tmp_path / "log").read_text().splitlines())
     assert started[f"{captions[0]}/{TASKS[0]}"] == 1, "a finished chunk was made again"
     assert started[f"{captions[20]}/{TASKS[0]}"] == 2
@@ -528,6 +539,300 @@ def test_wrong_options_are_refused_before_any_work(tmp_path):
         with pytest.raises(ValueError, match="Expected engine to be one of"):
             generate(source_of(CAPTIONS), tmp_path / "train", Rules(), **wrong)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- resuming -------------------------------------------------------------------------------------
+
+
+class InChunksOfTen(Rules):
+    chunk_size = 10
+
+
+class Stopping(InChunksOfTen):
+    """Fails in the third chunk."""
+
+    def edit_batch(self, captions, task):
+        if captions[0].endswith(" 20"):
+            raise RuntimeError("the power is gone")
+        return super().edit_batch(captions, task)
+
+
+NUMBERED = [f"a red car and a dog number {n}" for n in range(45)]
+
+
+def stopped_run(output: Path, captions=NUMBERED, seed: int = 0) -> list[Path]:
+    """The two parts of a run that failed in its third chunk."""
+    with pytest.raises(RuntimeError):
+        generate(source_of(captions), output, Stopping(seed), workers=1, progress=False)
+    return sorted(output.with_name(f".{output.name}.parts").glob("part-*"))
+
+
+def resumed(output: Path) -> dict[str, bytes]:
+    generate(source_of(NUMBERED), output, InChunksOfTen(), workers=1, progress=False)
+    return contents(output)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_any_flipped_bit_in_any_part_leaves_the_bytes_of_an_undamaged_run(tmp_path):
+    whole = resumed(tmp_path / "whole")
+    stopped_run(tmp_path / "stopped")
+    chance = random.Random(0)
+    for number in range(68):
+        parts = tmp_path / f".{number}.parts"
+        shutil.copytree(tmp_path / ".stopped.parts", parts)
+        part = chance.choice(sorted(parts.glob("part-*")))
+        content = bytearray(part.read_bytes())
+        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        part.write_bytes(content)
+        assert resumed(tmp_path / str(number)) == whole
+
+
+def test_a_part_that_is_cut_exchanged_or_of_another_run_is_made_again(tmp_path):
+    whole = resumed(tmp_path / "whole")
+    parts = stopped_run(tmp_path / "cut")
+    parts[0].write_bytes(parts[0].read_bytes()[:-1])
+    parts[1].write_bytes(b"")
+    assert resumed(tmp_path / "cut") == whole
+
+    first, second = stopped_run(tmp_path / "exchanged")
+    number = len("part-000000000")
+    first.rename(first.with_name(second.name[:number] + first.name[number:]))
+    second.rename(second.with_name(first.name[:number] + second.name[number:]))
+    assert resumed(tmp_path / "exchanged") == whole
+
+    others = stopped_run(tmp_path / "other", seed=1)
+    for path in stopped_run(tmp_path / "foreign"):
+        path.unlink()
+    for path in others:
+        shutil.copy(path, tmp_path / ".foreign.parts")
+    assert resumed(tmp_path / "foreign") == whole
+
+
+def test_settings_of_an_unfinished_run_that_cannot_be_read_are_refused(tmp_path):
+    stopped_run(tmp_path / "train")
+    for damaged in ("", "[]", "[" * 100_000, '{"seed": 0', "\x00"):
+        (tmp_path / ".train.parts" / "settings.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"settings\.json to hold the settings.*Remove that"):
+            resumed(tmp_path / "train")
+
+
+def test_a_finished_set_whose_record_cannot_be_read_is_left_alone(tmp_path):
+    resumed(tmp_path / "train")
+    (tmp_path / "train" / "generation.json").write_text("{")
+    before = contents(tmp_path / "train")
+    with pytest.raises(FileExistsError, match="absent or empty"):
+        resumed(tmp_path / "train")
+    assert contents(tmp_path / "train") == before
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+# Rules that write down what they edit. Each process says that it is there, and waits to be let go.
+MEETING_RULES = """
+import os, time
+from pathlib import Path
+from hard_positives.rules import Rules
+
+class MeetingRules(Rules):
+    chunk_size = 20
+
+    def edit_batch(self, captions, task):
+        meeting = Path(os.environ["MEETING"])
+        (meeting / f"process-{os.getpid()}").touch()
+        while not (meeting / "go").exists():
+            time.sleep(0.01)
+        with open(meeting / f"log-{os.getpid()}", "a") as log:
+            log.writelines(f"{task}/{caption}\\n" for caption in captions)
+        return super().edit_batch(captions, task)
+"""
+# The command, with batches so small that few captions are work for two processes.
+COMMAND = """
+import hard_positives, meeting_rules
+from hard_positives import generation
+from hard_positives.cli import app
+
+hard_positives.Rules = meeting_rules.MeetingRules
+generation.BATCH_SIZE = 5
+app()
+"""
+
+
+class Started:
+    """`generate` in a process of its own, its workers waiting in `meeting`."""
+
+    def __init__(self, folder: Path, workers: int = 2):
+        self.meeting, self.temporary = folder / "meeting", folder / "tmp"
+        self.output, self.captions = folder / "train", folder / "captions.txt"
+        for path in (self.meeting, self.temporary):
+            path.mkdir(exist_ok=True)
+        self.captions.write_text("".join(f"{caption}\n" for caption in NUMBERED))
+        (folder / "meeting_rules.py").write_text(MEETING_RULES)
+        command = ["generate", str(self.captions), "--output", str(self.output)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", COMMAND, *command, "--workers", str(workers)],
+            env={
+                **os.environ,
+                "MEETING": str(self.meeting),
+                "TMPDIR": str(self.temporary),
+                "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C goes to a group
+        )
+
+    def children(self, workers: int) -> list[psutil.Process]:
+        """All processes that it has started, once so many work."""
+        wait_until(lambda: len(list(self.meeting.glob("process-*"))) == workers)
+        working = {int(path.name.partition("-")[2]) for path in self.meeting.glob("process-*")}
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        expected = {child.pid for child in children} if workers > 1 else {self.process.pid}
+        assert working <= expected
+        return children
+
+    def let_go(self) -> None:
+        (self.meeting / "go").touch()
+
+    def ended(self) -> tuple[int, str]:
+        errors = self.process.communicate(timeout=60)[1]
+        return self.process.returncode, errors
+
+
+def wait_until(condition, seconds: float = 60) -> None:
+    latest = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < latest, "waited in vain"
+        time.sleep(0.02)
+
+
+def is_running(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+posix = pytest.mark.skipif(os.name != "posix", reason="signals are otherwise there")
+
+
+@posix
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_the_main_process_whatever_ends_it(tmp_path, end):
+    started = Started(tmp_path)
+    children = started.children(workers=2)
+    started.process.send_signal(end)
+    assert started.ended()[0] == -end
+    wait_until(lambda: not any(map(is_running, children)))
+    assert list(started.temporary.iterdir()) == []
+
+    again = Started(tmp_path)
+    again.let_go()
+    assert again.ended()[0] == 0
+    source = read_captions(again.captions)
+    whole = generate(source, tmp_path / "whole", InChunksOfTwenty(), workers=1, progress=False)
+    assert contents(again.output) == contents(whole)
+
+
+class InChunksOfTwenty(Rules):
+    chunk_size = 20
+
+
+@posix
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("to_group", [True, False])
+def test_ctrl_c_ends_all_processes_with_130_and_no_traceback(tmp_path, workers, to_group):
+    started = Started(tmp_path, workers)
+    children = started.children(workers)
+    (os.killpg if to_group else os.kill)(started.process.pid, signal.SIGINT)
+    status, errors = started.ended()
+    assert status == 130
+    assert "Traceback" not in errors and "Error" not in errors
+    assert "resumes" in errors
+    wait_until(lambda: not any(map(is_running, children)))
+    assert list(started.temporary.iterdir()) == []
+
+
+@posix
+def test_a_killed_worker_is_one_sentence_that_says_what_to_do(tmp_path):
+    started = Started(tmp_path)
+    children = started.children(workers=2)
+    os.kill(int(next(started.meeting.glob("process-*")).name.partition("-")[2]), signal.SIGKILL)
+    status, errors = started.ended()
+    assert status == 1
+    assert "got one that was killed" in errors and "fewer workers" in errors
+    assert "Traceback" not in errors
+    wait_until(lambda: not any(map(is_running, children)))
+
+
+def test_two_processes_share_the_work_and_each_caption_is_edited_once_for_each_task(tmp_path):
+    started = Started(tmp_path)
+    started.children(workers=2)
+    started.let_go()
+    assert started.ended()[0] == 0
+    logs = [path.read_text().splitlines() for path in tmp_path.glob("meeting/log-*")]
+    assert len(logs) == 2, "one process did all the work"
+    assert Counter(chain(*logs)) == {f"{task}/{text}": 1 for task in TASKS for text in NUMBERED}
+
+
+def test_of_two_identical_runs_at_once_one_is_refused_and_the_other_ends_well(tmp_path):
+    first = Started(tmp_path)
+    first.children(workers=2)
+    second = Started(tmp_path)
+    status, errors = second.ended()
+    assert status == 1 and "another process that is writing it" in errors
+    first.let_go()
+    assert first.ended()[0] == 0
+    assert len(loaded(first.output, tmp_path / "cache")) == 2 * len(NUMBERED)
+
+
+@contextmanager
+def files_of_at_most(size: int):
+    """No file grows beyond so many bytes: an error of the system, as on a full disk."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@posix
+@pytest.mark.parametrize("kind", ["texts", "images"])
+def test_a_full_disk_is_one_true_sentence_and_the_same_command_resumes(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(Rules, "chunk_size", 10)
+    if kind == "texts":
+        path, options = tmp_path / "captions.txt", []
+        path.write_text("".join(f"{caption}\n" for caption in NUMBERED))
+    else:
+        path, options = coco_file(tmp_path, NUMBERED), ["--images", str(tmp_path)]
+        for image in tmp_path.glob("*.jpg"):
+            PILImage.effect_noise((200, 200), 100).save(image)
+    output, parts = tmp_path / "train", tmp_path / ".train.parts"
+    command = ["generate", str(path), *options, "--output", str(output), "--workers", "1", "-q"]
+    # The first is less than a part takes, the second less than the set.
+    for limit, kept in ((1_000, 0), (11_000, 5)):
+        with files_of_at_most(limit):
+            done = CliRunner().invoke(app, command)
+        assert done.exit_code == 1
+        assert f"Error: Expected room on the disk for {output}, got: " in done.stderr
+        assert f"finished chunks are kept in {parts}" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert not output.exists()
+        assert len(list(parts.glob("part-*"))) == kept
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert not parts.exists()
+    assert len(loaded(output, tmp_path / "cache")) == 2 * len(NUMBERED)
 
 
 @pytest.mark.slow
