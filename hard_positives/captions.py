@@ -143,10 +143,11 @@ def read_captions(
 def _load(source: str, split: str) -> Dataset:
     try:
         return load_dataset(source, split=split)
-    except DatasetGenerationError as error:
+    except (DatasetGenerationError, pa.ArrowException) as error:
         raise ValueError(
             f"Expected {source} to be a dataset that can be read, got: "
-            f"{printable(error.__cause__ or error)}. Fetch or build it again."
+            f"{printable(error.__cause__ or error)}. Fetch or build it again; if the disk is "
+            "full, free space."
         ) from error
 
 

@@ -1,3 +1,4 @@
+import base64
 import csv
 import http.server
 import json
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from contextlib import contextmanager
 from itertools import chain, count
@@ -31,6 +33,7 @@ from hard_positives.language_model import PROMPTS, checked
 from hard_positives.rules import LEXICON, slots, substitute
 from hard_positives_dataset.annotations import read_annotation_dir, read_triples
 
+posix = pytest.mark.skipif(os.name != "posix", reason="signals and FIFOs are otherwise there")
 REPLACE_POSITIVE, REPLACE_NEGATIVE, SWAP_POSITIVE, SWAP_NEGATIVE = TASKS
 DATA = Path(os.environ.get("HARD_POSITIVES_DATA", ROOT.parent / "shared" / "data"))
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the published annotations are absent")
@@ -356,6 +359,155 @@ def test_an_image_path_that_leads_out_of_the_folder_is_refused(coco):
     coco.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"stay inside .*, got '\.\./secret\.jpg'"):
         read_captions(coco, images=coco.parent)
+
+
+@pytest.mark.parametrize("kind", ["a link out", "links in a circle", "a path that is none"])
+def test_an_image_behind_a_link_out_of_the_folder_is_refused(coco, kind):
+    images = coco.parent / "images"
+    images.mkdir()
+    (coco.parent / "secret.jpg").write_bytes(b"private")
+    names = {"a link out": "link.jpg", "links in a circle": "circle.jpg"}
+    name = names.get(kind, "a\0b.jpg")
+    (images / "link.jpg").symlink_to(coco.parent / "secret.jpg")
+    (images / "circle.jpg").symlink_to(images / "circle.jpg")
+    content = json.loads(coco.read_text())
+    content["images"][0]["file_name"] = name
+    coco.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"stay inside .*, got {re.escape(repr(name))}"):
+        read_captions(coco, images=images)
+
+
+@posix
+def test_an_image_that_is_no_regular_file_is_not_opened(coco):
+    image = coco.parent / "000000000007.jpg"
+    image.unlink()
+    os.mkfifo(image)
+    with pytest.raises(FileNotFoundError, match=r"got none for 1 of 2 \(000000000007\.jpg\)"):
+        read_captions(coco, images=coco.parent)
+
+
+DEEP = "[" * 200_000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda c: c["annotations"][2].pop("id"),
+            r"annotations\[2\] of .* to have 'id' as a whole",
+        ),
+        (lambda c: c["annotations"][1].update(id=1.5), r"annotations\[1\] of .* to have 'id'"),
+        (lambda c: c["annotations"][1].update(id=True), r"annotations\[1\] of .* to have 'id'"),
+        (lambda c: c["annotations"][0].pop("image_id"), r"annotations\[0\] .* to have 'image_id'"),
+        (lambda c: c["annotations"].insert(1, 7), r"annotations\[1\] of .* got 7"),
+        (lambda c: c["images"][1].pop("id"), r"images\[1\] of .* to have 'id'"),
+        (lambda c: c["images"][1].update(file_name=5), r"images\[1\] of .* 'file_name' as a text"),
+        (lambda c: c["images"][1].update(id="7"), r"ids of their own, got '7' for"),
+        (lambda c: c.update(images={}), r"'images' of .* to be a list, got dict"),
+        (lambda c: c.update(annotations=None), r"'annotations' of .* to be a list, got NoneType"),
+        (lambda c: c.update(annotations=[]), "captions, got none"),
+        (lambda c: c["annotations"][0].update(caption=[1]), r"a list instead of a text .*\(500\)"),
+        (lambda c: c["annotations"][0].update(caption="\ud800"), r"halves of characters .*\(500\)"),
+        (lambda c: c["annotations"][0].update(id="\x1b[31m"), r"control .*\(\\x1b\[31m\)"),
+    ],
+)
+def test_a_coco_file_with_missing_or_wrong_fields_is_refused_by_their_place(coco, change, message):
+    content = json.loads(coco.read_text())
+    change(content)
+    coco.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        read_captions(coco)
+
+
+@pytest.mark.parametrize("text", [DEEP, '{"annotations": [', "\x00", "\ud800"])
+def test_a_coco_file_that_is_no_json_is_named(tmp_path, text):
+    path = tmp_path / "captions.json"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ValueError, match=r"captions\.json to be a JSON file, got one that cannot"):
+        read_captions(path)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    ["['a', 'b'", DEEP[:90_000], "-" * 90_000 + "1", "[5]", "'abc'", "", "{}", "['a\0']", "None"],
+)
+def test_a_negclip_line_without_a_list_of_texts_is_refused_by_its_line(tmp_path, cell):
+    path = tmp_path / "captions.tsv"
+    head = "title\tfilepath\tneg_caption\n"
+    path.write_text(f"{head}a cat\timages/7.jpg\t['a dog']\na dog\timages/8.jpg\t{cell}\n")
+    with pytest.raises(ValueError, match=r"neg_caption in .*captions\.tsv, line 3 to be a list of"):
+        read_captions(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a dog\timages/8.jpg\t" + "a" * 131_073, r"line 3 .*field larger than field limit"),
+        ('"a dog\timages/8.jpg\t[]', r"line 3 .*unexpected end of data"),
+        ("a dog", r"neg_caption in .*line 3"),
+        ("a dog\t\t[]", r"filepath in .*line 3 to name an image"),
+        ("\timages/8.jpg\t[]", r"an empty caption in 1 row \(line-0000001\)"),
+    ],
+)
+def test_a_negclip_line_that_cannot_be_read_is_refused_by_its_line(tmp_path, line, message):
+    path = tmp_path / "captions.tsv"
+    head = "title\tfilepath\tneg_caption\n"
+    path.write_text(f"{head}a cat\timages/7.jpg\t['a dog']\n{line}\n")
+    with pytest.raises(ValueError, match=message):
+        read_captions(path)
+
+
+def test_the_mark_at_the_start_of_a_file_is_no_part_of_its_first_caption(tmp_path):
+    text, table = tmp_path / "captions.txt", tmp_path / "captions.tsv"
+    text.write_text("a cat\na dog\n", encoding="utf-8-sig")
+    table.write_text("title\tfilepath\tneg_caption\na cat\t7.jpg\t[]\n", encoding="utf-8-sig")
+    for path in (text, table):
+        assert read_captions(path).table["caption"][0].as_py() == "a cat"
+
+
+def test_text_that_is_not_utf_8_is_refused_by_its_line(tmp_path):
+    path = tmp_path / "captions.txt"
+    path.write_bytes("a cat\na caf\xe9\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"captions\.txt to be text in UTF-8, got .* in line 2"):
+        read_captions(path)
+
+
+@pytest.mark.parametrize("unfit", ["\x00", "\x1b[31m", "\x9b", "\u202e", "\u2066", "\x7f"])
+def test_control_characters_in_captions_are_refused_by_row(unfit):
+    dataset = Dataset.from_dict({"caption": ["a cat", f"a{unfit} dog"], "id": ["1", "2"]})
+    with pytest.raises(ValueError, match=r"control characters .* in 1 row \(2\)"):
+        read_captions(dataset)
+
+
+def test_blanks_of_all_kinds_and_any_script_stay_in_captions_byte_for_byte():
+    captions = ["a\tcat", "a dog\non a sofa", "ein Käse", "赤い車", "a 🐕\u200d🦺 dog", "a\xa0b"]
+    read = read_captions(Dataset.from_dict({"caption": captions})).table
+    assert read["caption"].to_pylist() == captions
+
+
+def test_an_id_of_zero_is_an_id():
+    read = read_captions(Dataset.from_dict({"caption": ["a", "b"], "id": [0, 1]})).table
+    assert read["id"].to_pylist() == ["0", "1"]
+
+
+def test_a_published_file_that_is_nested_or_of_another_encoding_is_refused(coco, tmp_path):
+    published = tmp_path / "swap_hp.jsonl"
+    published.write_text(f'"a"\n{DEEP}\n"c"\n"d"\n')
+    with pytest.raises(ValueError, match=r"line 2 to be a JSON string, got '\[\[\["):
+        read_captions(coco).with_published(published, "hard_positive_swap")
+    published.write_bytes(b'"a"\n"\xff"\n"c"\n"d"\n')
+    with pytest.raises(ValueError, match=r"swap_hp\.jsonl to be text in UTF-8, got .* in line 2"):
+        read_captions(coco).with_published(published, "hard_positive_swap")
+
+
+def test_a_cut_parquet_dataset_is_named(tmp_path):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    Dataset.from_dict({"caption": CAPTIONS}).to_parquet(folder / "train.parquet")
+    content = (folder / "train.parquet").read_bytes()
+    (folder / "train.parquet").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"rows to be a dataset that can be read, got: .*Parquet"):
+        read_captions(folder)
 
 
 # --- running --------------------------------------------------------------------------------------
@@ -720,9 +872,6 @@ def is_running(process: psutil.Process) -> bool:
         return False
 
 
-posix = pytest.mark.skipif(os.name != "posix", reason="signals are otherwise there")
-
-
 @posix
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
 def test_workers_end_with_the_main_process_whatever_ends_it(tmp_path, end):
@@ -897,6 +1046,12 @@ def test_the_command_says_in_one_sentence_what_is_wrong(tmp_path):
         ("a red car", "a crimson car\nIt means the same.", REPLACE_POSITIVE, "several_lines"),
         ("a red car", "Sure! a crimson car", REPLACE_POSITIVE, "refusal"),
         ("a red car", "I'm sorry, I cannot.", REPLACE_POSITIVE, "refusal"),
+        ("a red car", "a crimson\x00 car", REPLACE_POSITIVE, "unfit_characters"),
+        ("a red car", "a \u202ecrimson car", REPLACE_POSITIVE, "unfit_characters"),
+        ("a red car", "a \x1b[31mcrimson car", REPLACE_POSITIVE, "unfit_characters"),
+        ("a red car", "a crimson\ud800 car", REPLACE_POSITIVE, "unfit_characters"),
+        ("a red car", "a crimson\u2028car", REPLACE_POSITIVE, "several_lines"),
+        ("a red car", "a crimson\rcar", REPLACE_POSITIVE, "several_lines"),
         ("a red car", "a car " * 20, REPLACE_POSITIVE, "other_length"),
         (
             "a dog on the grass near a big tree",
@@ -923,8 +1078,9 @@ def test_an_answer_takes_the_captions_capital_and_full_stop():
 class ScriptedServer(http.server.ThreadingHTTPServer):
     """An OpenAI-compatible server that does to each request what `script` says.
 
-    `script(caption, attempt)` returns a status, or one of: "answer", "drop" (hang up), "half" (hang
-    up half-way), "garbage" (no JSON), "silence" (nothing until the server is closed).
+    `script(caption, attempt)` returns a status, a body, or one of: "answer", "drop" (hang up),
+    "half" (hang up half-way), "garbage" (no JSON), "silence" (nothing until the server is closed),
+    "drip" (the answer after ten seconds of blanks, one every 50 ms).
     """
 
     daemon_threads = True
@@ -934,6 +1090,7 @@ class ScriptedServer(http.server.ThreadingHTTPServer):
         self.script = script
         self.attempts: Counter = Counter()
         self.requests: list[dict] = []
+        self.heads: list[tuple[str, str | None]] = []
         self.lock = threading.Lock()
         self.closing = threading.Event()
 
@@ -961,14 +1118,12 @@ class Conversation(http.server.BaseHTTPRequestHandler):
         task = next(t for t in TASKS if PROMPTS[str(t)][0] == request["messages"][0]["content"])
         with self.server.lock:
             self.server.requests.append(request)
+            self.server.heads.append((self.path, self.headers["Authorization"]))
             self.server.attempts[caption, task] += 1
             attempt = self.server.attempts[caption, task]
         act = self.server.script(caption, attempt)
-        content = {"role": "assistant", "content": Rules().edit(caption, task).caption or "None"}
-        choice = {"index": 0, "finish_reason": "stop", "message": content}
-        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-        body = {"id": "1", "created": 1, "model": "scripted", "system_fingerprint": ""}
-        self.reply(act, json.dumps({**body, "choices": [choice], "usage": usage}).encode())
+        content = Rules().edit(caption, task).caption or "None"
+        self.reply(act, act if isinstance(act, bytes) else completion(content))
 
     def reply(self, act, body: bytes) -> None:
         if act == "silence":
@@ -976,18 +1131,32 @@ class Conversation(http.server.BaseHTTPRequestHandler):
         if act in ("drop", "silence"):
             self.connection.shutdown(socket.SHUT_RDWR)
             return
+        blanks = 200 if act == "drip" else 0
         self.send_response(act if isinstance(act, int) else 200)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(blanks + len(body)))
         if act == 429:
             self.send_header("Retry-After", "0")
         self.end_headers()
+        for _ in range(blanks):
+            self.server.closing.wait(0.05)
+            self.wfile.write(b" ")
+        if isinstance(act, int):
+            body = b'{"error": {"message": "Unsupported parameter: seed"}}'.ljust(len(body))
         self.wfile.write(
             {"half": body[:20], "garbage": b"<html>" * 100}.get(act, body)[: len(body)]
         )
 
     def log_message(self, *_):
         pass
+
+
+def completion(content) -> bytes:
+    message = {"role": "assistant", "content": content}
+    choice = {"index": 0, "finish_reason": "stop", "message": message}
+    usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+    body = {"id": "1", "created": 1, "model": "scripted", "system_fingerprint": ""}
+    return json.dumps({**body, "choices": [choice], "usage": usage}).encode()
 
 
 def language_model(server: ScriptedServer, **options) -> LanguageModel:
@@ -1081,6 +1250,198 @@ def test_as_many_requests_are_in_flight_as_asked_for_and_no_more():
         edits = language_model(server, max_in_flight=8).edit_batch(captions, REPLACE_POSITIVE)
     assert all(edit.caption for edit in edits)
     assert max(most) == 8
+
+
+def test_a_request_has_a_limit_of_time_however_often_a_blank_comes():
+    with ScriptedServer(lambda caption, attempt: "drip") as server:
+        model = language_model(server, timeout=0.3, max_tries=2)
+        with pytest.raises(ConnectionError, match=r"no whole answer within 0\.3 s \(tries: 2\)"):
+            model.edit_batch(CAPTIONS[:1], REPLACE_POSITIVE)
+        assert len(server.requests) == 2
+
+
+def test_an_answer_has_a_limit_of_size():
+    with ScriptedServer(lambda caption, attempt: b" " * 2**21) as server:
+        model = language_model(server, max_tries=2)
+        with pytest.raises(ConnectionError, match=r"more than 1,048,576 bytes \(tries: 2\)"):
+            model.edit_batch(CAPTIONS[:1], REPLACE_POSITIVE)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (completion(7), "a chat completion whose content is a int"),
+        (completion(["a", "b"]), "a chat completion whose content is a list"),
+        (completion({"text": "a"}), "a chat completion whose content is a dict"),
+        (completion(None).replace(b"message", b"massage"), "no chat completion"),
+        (b'{"choices": []}', "no chat completion"),
+        (b'{"choices": 5}', "no chat completion"),
+        (b"[]", "no chat completion"),
+        (DEEP.encode(), "no chat completion"),
+        (b"\xff\xfe", "no chat completion"),
+    ],
+)
+def test_an_answer_of_another_form_is_asked_for_again_and_then_named(body, message):
+    with ScriptedServer(lambda caption, attempt: body) as server:
+        with pytest.raises(ConnectionError, match=rf"got ValueError: .*{message} \(tries: 2\)"):
+            language_model(server, max_tries=2).edit_batch(CAPTIONS[:1], REPLACE_POSITIVE)
+        assert len(server.requests) == 2
+
+
+def run_command(address: str, folder: Path):
+    """`generate` on the command line, with a language model."""
+    path = folder / "captions.txt"
+    path.write_text("".join(f"{caption}\n" for caption in CAPTIONS))
+    command = ["generate", str(path), "--output", str(folder / "train"), "--quiet"]
+    return CliRunner().invoke(app, [*command, "--model", "scripted", "--base-url", address])
+
+
+def test_a_server_that_declines_everything_is_an_error_and_leaves_no_set(tmp_path):
+    with ScriptedServer(lambda caption, attempt: 400) as server:
+        done = run_command(server.base_url, tmp_path)
+    assert done.exit_code == 1
+    assert "got status 400: Unsupported parameter: seed (tries: 1)" in done.stderr
+    assert "Wrote" not in done.output and not (tmp_path / "train").exists()
+
+
+@pytest.mark.parametrize(
+    ("act", "reason"),
+    [
+        (400, "declined_by_server"),
+        (completion(None), "empty"),
+        (completion("the very same words for all"), "too_much_changed"),
+    ],
+)
+def test_where_not_one_row_comes_of_it_the_set_is_not_made_and_nothing_is_kept(
+    tmp_path, act, reason
+):
+    probe = "a cat and a dog"
+    with ScriptedServer(lambda caption, _: "answer" if caption == probe else act) as server:
+        done = run_command(server.base_url, tmp_path)
+        assert done.exit_code == 1
+        assert re.search(
+            rf"Expected an edit of at least one of the 6 captions .*{reason} \d+ times", done.stderr
+        )
+        assert "Wrote" not in done.output and not (tmp_path / "train").exists()
+        assert not (tmp_path / ".train.parts").exists()
+        server.script = lambda caption, attempt: "answer"
+        assert run_command(server.base_url, tmp_path).exit_code == 0
+    assert (tmp_path / "train").exists()
+
+
+def test_no_user_password_or_key_of_an_address_is_kept_or_shown(tmp_path):
+    secrets = ("ann", "pass-word", "query-key")
+    with ScriptedServer(lambda caption, attempt: "answer") as server:
+        address = server.base_url.replace("//", "//ann:pass-word@") + "?api-key=query-key"
+        assert run_command(address, tmp_path).exit_code == 0
+    assert {path for path, _ in server.heads} == {"/v1/chat/completions?api-key=query-key"}
+    basic = base64.b64encode(b"ann:pass-word").decode()
+    assert {authorization for _, authorization in server.heads} == {f"Basic {basic}"}
+    for name, content in contents(tmp_path / "train").items():
+        assert not any(secret.encode() in content for secret in secrets), name
+    settings = json.loads((tmp_path / "train" / "generation.json").read_text())["settings"]
+    assert settings["base_url"] == server.base_url
+    assert not any(secret in f"{LanguageModel('m', address)}" for secret in secrets)
+
+
+@pytest.mark.parametrize("act", [401, "silence", "garbage", "drop"])
+def test_no_error_shows_the_user_password_or_key_of_an_address(act):
+    with ScriptedServer(lambda caption, attempt: act) as server:
+        address = server.base_url.replace("//", "//ann:pass-word@") + "?api-key=query-key"
+        with pytest.raises(ConnectionError) as error:
+            LanguageModel("m", address, max_tries=1, timeout=0.3).prepare()
+    shown = "".join(traceback.format_exception(error.value))
+    assert f"Expected {server.base_url} to answer" in shown
+    assert not any(secret in shown for secret in ("ann", "pass-word", "query-key"))
+
+
+def test_what_a_server_repeats_of_the_key_is_left_out_of_the_error():
+    echo = (
+        b'{"error": {"message": "Incorrect key \\u001b[31msecret-key for /v1?token=t%2Fk (t/k)"}}'
+    )
+
+    class Echo(Conversation):
+        def reply(self, act, body):
+            self.send_response(401)
+            self.send_header("Content-Length", str(len(echo)))
+            self.end_headers()
+            self.wfile.write(echo)
+
+    with ScriptedServer(lambda *_: 401) as server:
+        server.RequestHandlerClass = Echo
+        model = LanguageModel("m", f"{server.base_url}?token=t%2Fk", api_key="secret-key")
+        with pytest.raises(ConnectionError) as error:
+            model.prepare()
+    assert r"got status 401: Incorrect key \x1b[31m*** for /v1?*** (***)" in str(error.value)
+
+
+def test_a_run_resumes_with_another_key_but_not_with_another_server(tmp_path):
+    def script(caption, attempt):
+        return 401 if caption == CAPTIONS[5] else "answer"
+
+    class OneByOne(LanguageModel):
+        chunk_size = 1
+
+    def run(server, script, address):
+        server.script = script
+        model = OneByOne("scripted", address, max_tries=1)
+        return generate(source_of(CAPTIONS), tmp_path / "train", model, progress=False)
+
+    with ScriptedServer(script) as server:
+        with pytest.raises(ConnectionError):
+            run(server, script, f"{server.base_url}?api-key=old")
+        asked = len(server.requests)
+        with pytest.raises(ValueError, match="got another base_url"):
+            run(server, script, server.base_url.replace("127.0.0.1", "localhost"))
+        run(server, lambda *_: "answer", f"{server.base_url}?api-key=new")
+    assert len(server.requests) - asked <= 1 + len(TASKS)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "localhost:8000/v1",
+        "ann:pw@host/v1",
+        "http:///v1",
+        "",
+        "http://ann:pw@h:port/v1",
+        "ftp://ann:pw@h/v1",
+        "http://[::1",
+    ],
+)
+def test_an_address_that_is_none_is_refused_without_being_shown(address):
+    with pytest.raises(ValueError, match="Expected base_url to be the address") as error:
+        LanguageModel("m", address)
+    assert "pw" not in str(error.value)
+
+
+@posix
+def test_ctrl_c_ends_a_run_that_waits_for_a_server(tmp_path):
+    path = tmp_path / "captions.txt"
+    path.write_text("a cat and a dog\n")
+    with ScriptedServer(lambda caption, attempt: "silence") as server:
+        command = ["generate", str(path), "--output", str(tmp_path / "train"), "--model", "m"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hard_positives", *command, "--base-url", server.base_url],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_until(lambda: server.requests)
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=30)[1]  # a request may take 60 s
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+
+
+def test_no_path_of_this_machine_stands_in_a_set(tmp_path):
+    path = tmp_path / "captions.txt"
+    path.write_text("".join(f"{caption}\n" for caption in CAPTIONS))
+    source = read_captions(path)
+    folder = generate(source, tmp_path / "train", Rules(), workers=1, progress=False)
+    for name, content in contents(folder).items():
+        assert str(tmp_path).encode() not in content, name
+    record = json.loads((folder / "generation.json").read_text())
+    assert record["settings"]["source"] == "captions.txt"
 
 
 @pytest.mark.parametrize(
