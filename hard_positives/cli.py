@@ -290,7 +290,7 @@ def generate(
 ) -> None:
     """Make hard positives and hard negatives for captions: a training set.
 
-    Start it again with the same options after an interruption, and it goes on where it was.
+    Start it again with the same options after an interruption, and it resumes.
     """
     from hard_positives import LanguageModel, Rules, read_captions
     from hard_positives import generate as generate_rows

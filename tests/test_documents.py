@@ -23,6 +23,7 @@ MODULES = [
     "hard_positives.grammar",
     "hard_positives.language_model",
     "hard_positives.rules",
+    "hard_positives.workers",
     "hard_positives.names",
     "hard_positives.sources",
     "hard_positives.rows",
