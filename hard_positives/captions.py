@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, Image, load_dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets import Dataset, DatasetDict, Image
 
 from hard_positives.names import printable
 from hard_positives_dataset.annotations import count_rows
@@ -105,7 +104,8 @@ def read_captions(
     Args:
         source: A COCO caption file (`.json`), NegCLIP's table (`.tsv`), text with a caption a line
             (`.txt`), a folder or Hub id for `load_dataset`, or a dataset. A cell of the caption
-            column may hold one caption or a list of them.
+            column may hold one caption or a list of them. Image files that the rows of a folder or
+            Hub id name must lie inside it.
         images: The folder that the file names of a `.json` or `.tsv` are relative to; without it
             the rows have no images.
         split: The split of a folder or Hub id.
@@ -134,21 +134,14 @@ def read_captions(
     readers = {".json": _read_coco, ".tsv": _read_negclip, ".txt": _read_text}
     reader = readers.get(Path(source).suffix)
     if reader is None:
-        return _from_dataset(str(source), _load(str(source), split), caption_column, image_column)
+        from hard_positives.sources import load_splits  # takes torch along
+
+        return _from_dataset(
+            str(source), load_splits(source, [split])[split], caption_column, image_column
+        )
     if not Path(source).is_file():
         raise FileNotFoundError(f"Expected {source} to be a file, got none. Check the path.")
     return _collect(str(source), reader(Path(source)), images and Path(images))
-
-
-def _load(source: str, split: str) -> Dataset:
-    try:
-        return load_dataset(source, split=split)
-    except (DatasetGenerationError, pa.ArrowException) as error:
-        raise ValueError(
-            f"Expected {source} to be a dataset that can be read, got: "
-            f"{printable(error.__cause__ or error)}. Fetch or build it again; if the disk is "
-            "full, free space."
-        ) from error
 
 
 @dataclass(frozen=True, slots=True)

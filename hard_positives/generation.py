@@ -454,8 +454,10 @@ class _Run:
     def image_of(self, source: dict[str, Any]) -> dict[str, Any]:
         if self.captions.images is None:
             return {}
-        image = self.captions.images[source["image_row"]]["image"]
-        content = image["bytes"] or Path(image["path"]).read_bytes()
+        from hard_positives.rows import read_image_file  # takes torch along
+
+        row = source["image_row"]
+        content = read_image_file(self.captions.images[row]["image"], row)
         return {"image": {"bytes": content, "path": None}}
 
 

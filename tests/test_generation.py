@@ -15,10 +15,12 @@ import time
 import traceback
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
 from datasets import Dataset, Features, Image, Value, load_dataset
@@ -506,8 +508,45 @@ def test_a_cut_parquet_dataset_is_named(tmp_path):
     Dataset.from_dict({"caption": CAPTIONS}).to_parquet(folder / "train.parquet")
     content = (folder / "train.parquet").read_bytes()
     (folder / "train.parquet").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"rows to be a dataset that can be read, got: .*Parquet"):
+    with pytest.raises(
+        ValueError, match=r"rows to be a whole dataset, got .*train\.parquet cannot"
+    ):
         read_captions(folder)
+
+
+def rows_with_images(folder: Path, paths: list[str]) -> Path:
+    """A Parquet folder whose rows name image files."""
+    features = Features({"image": Image(), "caption": Value("string")})
+    cells = [{"bytes": None, "path": path} for path in paths]
+    rows = Dataset.from_dict({"image": cells, "caption": CAPTIONS[: len(paths)]}, features=features)
+    folder.mkdir(exist_ok=True)
+    pq.write_table(rows.data.table, folder / "train.parquet")
+    return folder
+
+
+def test_images_that_the_rows_of_a_folder_name_are_read_from_that_folder_only(tmp_path):
+    inside, outside = tmp_path / "rows" / "7.jpg", tmp_path / "secret.jpg"
+    inside.parent.mkdir()
+    for image in (inside, outside):
+        PILImage.new("RGB", (8, 8)).save(image)
+    source = read_captions(rows_with_images(inside.parent, ["7.jpg"]))
+    folder = generate(source, tmp_path / "train", Rules(), workers=1, progress=False)
+    rows = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+    content = rows.cast_column("image", Image(decode=False))[0]["image"]["bytes"]
+    assert content == inside.read_bytes()
+    for path in (str(outside), "../secret.jpg", "/dev/zero"):
+        with pytest.raises(ValueError, match=r"regular files inside the dataset's folder, .*row 1"):
+            read_captions(rows_with_images(inside.parent, ["7.jpg", path]))
+
+
+@posix
+def test_an_image_that_became_a_fifo_while_captions_were_edited_is_not_opened(coco):
+    source = read_captions(coco, images=coco.parent)
+    image = coco.parent / "000000000007.jpg"
+    image.unlink()
+    os.mkfifo(image)
+    with pytest.raises(ValueError, match=r"image of row 0 to be a file that can be read"):
+        generate(source, coco.parent / "train", Rules(), workers=1, progress=False)
 
 
 # --- running --------------------------------------------------------------------------------------
@@ -984,18 +1023,41 @@ def test_a_full_disk_is_one_true_sentence_and_the_same_command_resumes(tmp_path,
     assert len(loaded(output, tmp_path / "cache")) == 2 * len(NUMBERED)
 
 
+@dataclass(frozen=True)
+class Meeting(Rules):
+    """Writes down what each process edits, and waits until there are two."""
+
+    meeting: Path = Path()
+
+    def edit_batch(self, captions, task):
+        log = self.meeting / str(os.getpid())
+        with log.open("a") as file:
+            file.writelines(f"{task}/{caption}\n" for caption in captions)
+        wait_until(lambda: len(list(self.meeting.iterdir())) == 2)
+        return super().edit_batch(captions, task)
+
+
 @pytest.mark.slow
-def test_two_ray_workers_make_the_same_set_as_this_process(tmp_path):
+def test_two_ray_workers_share_the_work_and_make_the_same_set_as_this_process(
+    tmp_path, monkeypatch
+):
     ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    captions = [f"{caption} number {n}" for n in range(400) for caption in CAPTIONS]
-    here = generate(source_of(captions), tmp_path / "here", Rules(), workers=1, progress=False)
+    monkeypatch.setattr("hard_positives.generation.BATCH_SIZE", 3)
+    here = generate(source_of(CAPTIONS), tmp_path / "here", Rules(), workers=1, progress=False)
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers have no tests
+    editor = Meeting(meeting=meeting)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         there = generate(
-            source_of(captions), tmp_path / "there", Rules(), engine="ray", progress=False
+            source_of(CAPTIONS), tmp_path / "there", editor, engine="ray", progress=False
         )
     finally:
         ray.shutdown()
+    logs = [path.read_text().splitlines() for path in meeting.iterdir()]
+    assert len(logs) == 2
+    assert Counter(chain(*logs)) == {f"{task}/{text}": 1 for task in TASKS for text in CAPTIONS}
     files = [next(folder.glob("data/*.parquet")).read_bytes() for folder in (here, there)]
     assert files[0] == files[1]
 
