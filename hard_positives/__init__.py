@@ -26,7 +26,7 @@ _HOMES = {
     "Rules": "rules",
     "LanguageModel": "language_model",
     "finetune": "finetuning",
-    "contrastive_loss": "finetuning",
+    "contrastive_loss": "loss",
     "Recipe": "recipes",
     "RECIPES": "recipes",
     "publish_dataset": "hub",

@@ -2,9 +2,9 @@
 
     rows -> batches -> unit vectors -> contrastive_loss -> a CLIPModel folder with its card
 
-The loss is a function of vectors and knows of no model. Its switches and the schedule stand in a
-recipe (``recipes``), what a batch is made of in ``training_rows``; `transformers.Trainer` does the
-rest. Hard positives and hard negatives are made by ``generation``, not here.
+This is the run: its folder, its record, what it resumes from and what it leaves. The formula stands
+in `loss`, a step in `trainer`, its switches in a recipe (`recipes`), what a batch is made of in
+`training_rows`. Hard positives and hard negatives are made by `generation`, not here.
 """
 
 import hashlib
@@ -14,247 +14,54 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from huggingface_hub import ModelCardData
-from torch.distributed.nn.functional import all_gather
-from torch.nn.functional import cross_entropy
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoProcessor,
     CLIPConfig,
     ProcessorMixin,
-    Trainer,
-    TrainerCallback,
     TrainingArguments,
 )
 from transformers.trainer_callback import PrinterCallback
 
-from hard_positive_metric import compute_metrics
-from hard_positives.encoders import DualEncoder, Options
+from hard_positives.checkpoints import in_order, last_whole
+from hard_positives.encoders import ImageTextModel
 from hard_positives.machine import is_main_process
+from hard_positives.names import public_name
 from hard_positives.recipes import RECIPES, Recipe, check_choice
-from hard_positives.rows import CAPTION_COLUMNS, RowIndex, check_columns, index_rows
-from hard_positives.scoring import EMBEDDED_MODEL, load_model, score_rows
+from hard_positives.rows import RowIndex, check_columns, index_rows
+from hard_positives.scoring import EMBEDDED_MODEL, load_model
 from hard_positives.sources import load_splits
+from hard_positives.trainer import ContrastiveTrainer, TrainingGuard
 from hard_positives.training_rows import (
-    Collator,
     TrainingRows,
     check_lengths,
     choose_texts,
+    content_of,
     load_training_rows,
+    names_of_categories,
 )
-from hard_positives_dataset.folders import write_whole
+from hard_positives_dataset.content import ContentHash
+from hard_positives_dataset.folders import (
+    full_disk,
+    full_disk_explained,
+    lock_for,
+    put_in_place,
+    write_whole,
+)
 
-FIGURES = ("original_accuracy", "augmented_accuracy", "brittleness")
-_HIGHEST_SCALE = math.log(100)  # As CLIP was trained.
-_RECORD, _CARD, _CHECKPOINTS, _COMPLETE = "finetuning.json", "README.md", "checkpoints", "complete"
-
-
-# --- the loss -------------------------------------------------------------------------------------
-
-
-def contrastive_loss(
-    image_embeds: torch.Tensor,
-    caption_embeds: torch.Tensor,
-    hard_positive_embeds: torch.Tensor,
-    hard_negative_embeds: torch.Tensor,
-    logit_scale: torch.Tensor | float,
-    *,
-    has_hard_positive: torch.Tensor,
-    has_hard_negative: torch.Tensor,
-    hard_negatives: str = "batch",
-    alignment: float = 0.0,
-) -> torch.Tensor:
-    r"""Compute CLIP's loss with hard positives and hard negatives.
-
-    With the image v_i, its positives P_i (the caption t_i and, where there is one, the hard
-    positive p_i), the texts N_i that are not its own (t_j and p_j of all other rows; hard negatives
-    of the batch, or n_i alone) and the scale s:
-
-        image_i = mean_{x in P_i} -log(e^(s v_i x) / (e^(s v_i x) + sum_{y in N_i} e^(s v_i y)))
-        text_i  = mean_{x in P_i} -log(e^(s v_i x) / sum_j e^(s v_j x))
-        align_i = -log(e^(s p_i t_i) / sum_j e^(s p_i t_j)), over the rows that have a p_i
-        loss    = mean_i (image_i + text_i) / 2 + alignment * mean_i align_i
-
-    So a caption and its hard positive never compete, and each row counts the same. Without hard
-    positives and with ``"batch"`` this is NegCLIP's loss; without hard negatives as well, CLIP's.
-    It misleads where a text is true of another image of the batch, which counts as false: rows of
-    one image should be far apart, which shuffling sees to.
-
-    Args:
-        image_embeds: (B, D) unit vectors of B images, B at least 2.
-        caption_embeds: (B, D) unit vectors of their captions.
-        hard_positive_embeds: (B, D) unit vectors; rows without one hold anything finite.
-        hard_negative_embeds: (B, D) likewise.
-        logit_scale: What cosines are multiplied with, above 0.
-        has_hard_positive: (B,) booleans.
-        has_hard_negative: (B,) booleans.
-        hard_negatives: ``"batch"`` or ``"own"``.
-        alignment: Weight of the last term, at least 0.
-
-    Returns:
-        The loss, a scalar at least 0; lower is better. CLIP's is log B where all logits are equal.
-
-    Examples:
-        >>> embeds, rows = torch.eye(2), torch.tensor([False, False])
-        >>> none = dict(has_hard_positive=rows, has_hard_negative=rows)
-        >>> round(contrastive_loss(embeds, embeds, embeds, embeds, 1.0, **none).item(), 4)
-        0.3133
-        >>> has = dict(has_hard_positive=rows, has_hard_negative=~rows)
-        >>> round(contrastive_loss(embeds, embeds, embeds, embeds.flip(0), 1.0, **has).item(), 4)
-        0.6598
-
-    Source:
-        Hard negatives: Yuksekgonul et al., ICLR 2023, and `src/open_clip/loss.py` of
-        github.com/vinid/neg_clip, commit e680f8e. Alignment: the sentence-level alignment of Kwon
-        et al., NeurIPS 2025 (`modeling_clipwithdecoder.py` of github.com/JiH00nKw0n/READ-CLIP,
-        commit b2f096c). The mean over positives outside of the logarithm: Khosla et al., NeurIPS
-        2020, equation 2, but with the other positive left out of the denominator.
-    """
-    size = len(image_embeds)
-    own = torch.eye(size, dtype=torch.bool, device=image_embeds.device)
-    texts = torch.cat([caption_embeds, hard_positive_embeds, hard_negative_embeds])
-    logits = logit_scale * image_embeds @ texts.T  # (B, 3 B)
-    told_from = own if hard_negatives == "own" else torch.ones_like(own)
-    false = torch.cat([~own, ~own & has_hard_positive, told_from & has_hard_negative], dim=1)
-    against = logits.masked_fill(~false, -math.inf).logsumexp(dim=1)
-
-    of_captions, of_hard_positives, _ = logits.split(size, dim=1)
-    image_losses, text_losses = [], []
-    for of_positives in (of_captions, of_hard_positives):
-        right = of_positives.diagonal()
-        image_losses.append(torch.logaddexp(right, against) - right)
-        text_losses.append(of_positives.logsumexp(dim=0) - right)
-    # Rows without a hard positive count their caption alone.
-    weights = torch.stack([1 / (1.0 + has_hard_positive), has_hard_positive / 2.0])
-    losses = torch.stack(image_losses) + torch.stack(text_losses)
-    loss = (weights.to(losses.dtype) * losses).sum() / size / 2
-    if alignment and has_hard_positive.any():
-        similar = logit_scale * hard_positive_embeds @ caption_embeds.T
-        every = cross_entropy(similar, torch.arange(size, device=own.device), reduction="none")
-        loss = loss + alignment * every[has_hard_positive].mean()
-    return loss
-
-
-def _gathered(values: torch.Tensor) -> torch.Tensor:
-    """Join the batches of all processes, with gradient to each of them."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return values
-    return torch.cat(all_gather(values))
-
-
-# --- the training ---------------------------------------------------------------------------------
-
-
-class ContrastiveTrainer(Trainer):
-    """`transformers.Trainer` with :func:`contrastive_loss` over the batches of all processes.
-
-    Args:
-        recipe: Whose switches the loss takes.
-        processor: The model's.
-        **options: As for `transformers.Trainer`; ``eval_dataset`` gives for each split an index of
-            its rows and the rows' categories.
-    """
-
-    loss_is_scaled_for_ga = False  # the mean of a batch
-
-    def __init__(self, *, recipe: Recipe, processor: ProcessorMixin, **options):
-        # Not as processing_class, to whose tokens Trainer would change the model's configuration.
-        super().__init__(data_collator=Collator(processor), **options)
-        self.recipe = recipe
-        self.processor = processor
-
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
-        """Encode a batch in one pass and compare it with those of all processes."""
-        masks = torch.stack([inputs["has_hard_positive"], inputs["has_hard_negative"]], dim=1)
-        outputs = model(pixel_values=inputs["pixel_values"], input_ids=inputs["input_ids"])
-        embeds = _embeds_by_row(outputs.image_embeds, outputs.text_embeds, masks)
-        scale = self.accelerator.unwrap_model(model).logit_scale.exp()
-        # In half precision near-identical captions tie.
-        with torch.autocast(embeds.device.type, enabled=False):
-            images, captions, positives, negatives = _gathered(embeds).unbind(dim=1)
-            has_positive, has_negative = _gathered(masks.to(torch.uint8)).bool().unbind(dim=1)
-            loss = contrastive_loss(
-                images,
-                captions,
-                positives,
-                negatives,
-                scale,
-                has_hard_positive=has_positive,
-                has_hard_negative=has_negative,
-                hard_negatives=self.recipe.hard_negatives,
-                alignment=self.recipe.alignment,
-            )
-        return (loss, outputs) if return_outputs else loss
-
-    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """Name the matrices: open_clip lets gains, biases and the scale be."""
-        return [name for name, values in model.named_parameters() if values.ndim > 1]
-
-    def evaluate(
-        self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """Score the model as it is on the held-out splits: fractions by split and figure."""
-        model = self.accelerator.unwrap_model(self.model)
-        encoder = DualEncoder(model.eval(), self.processor)
-        metrics = {}
-        for split, (index, categories) in self.eval_dataset.items():
-            logits = score_rows(encoder, index, Options(cache=False, progress=False))
-            figures = compute_metrics(logits, groups=categories)["macro"]
-            metrics |= {f"{metric_key_prefix}_{split}_{name}": figures[name] for name in FIGURES}
-        model.train()
-        self.log({**metrics})  # it adds to what it gets
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        return metrics
-
-
-def _embeds_by_row(
-    image_embeds: torch.Tensor, text_embeds: torch.Tensor, masks: torch.Tensor
-) -> torch.Tensor:
-    """Put each text to its image: (B, 4, D), zeros where a row has none."""
-    size = len(image_embeds)
-    present = torch.cat([torch.ones_like(masks[:, :1]), masks], dim=1)  # (B, 3)
-    texts = text_embeds.new_zeros(3 * size, text_embeds.shape[1])
-    texts[present.T.flatten()] = text_embeds
-    return torch.stack([image_embeds, *texts.split(size)], dim=1)
-
-
-class _Guard(TrainerCallback):
-    """Keeps the scale where CLIP kept it, marks whole checkpoints, ends a run that has diverged."""
-
-    def on_step_end(self, args, state, control, model=None, **_):
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, _HIGHEST_SCALE)
-
-    def on_save(self, args, state, control, **_):
-        if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
-
-    def on_log(self, args, state, control, logs=None, **_):
-        if not math.isfinite(logs.get("loss", 0.0)):
-            raise ValueError(
-                f"Expected the loss to be finite, got {logs['loss']} by step {state.global_step}. "
-                "Lower the learning rate."
-            )
+_RECORD, _CARD, _CHECKPOINTS = "finetuning.json", "README.md", "checkpoints"
 
 
 def finetune(
@@ -273,66 +80,91 @@ def finetune(
 ) -> Path:
     """Tune a CLIP on captions with hard positives and hard negatives.
 
-    A run that was killed goes on from its last whole checkpoint when it is started again, and ends
-    on a CPU with the bytes of one that was not. Under ``accelerate launch`` or ``torchrun`` the
-    batch is shared among the processes and compared as one, so that their number changes nothing
-    but the time.
+    A run that was killed resumes from its last whole checkpoint when it is started again, and ends
+    on a CPU with the bytes of one that was not. A checkpoint that was damaged since is not read:
+    the one before is, with a warning. Under `torchrun` the batch is shared among the processes and
+    compared as one, so that their number changes nothing but the time.
 
     Args:
-        model: Hub id or folder of a ``CLIPModel``, or ``"shapes_clip"``.
-        data: As for :func:`load_training_rows`, like ``split``.
+        model: Hub id or folder of a `CLIPModel`, or `"shapes_clip"`.
+        data: As for :func:`load_training_rows`, like `split`.
         output_dir: Folder for the model; absent, empty, or of the same run when it was killed.
-        recipe: One of ``RECIPES``, or your own.
-        held_out: Triples to score on the way, as for ``hard_positives.evaluate``. They must not be
+        recipe: One of `RECIPES`, or your own.
+        held_out: Triples to score on the way, as for `hard_positives.evaluate`. They must not be
             among the training rows.
         seed: Of the order of rows and of the rows that shares choose.
-        checkpoint_steps: Steps between checkpoints, and between scores on ``held_out``.
-        dtype: ``"float32"``, or ``"bfloat16"`` for mixed precision; weights and the loss are
+        checkpoint_steps: Steps between checkpoints, and between scores on `held_out`.
+        dtype: `"float32"`, or `"bfloat16"` for mixed precision; weights and the loss are
             float32 either way.
         num_workers: Processes that decode images; chosen if left out.
         progress: Show a bar where stderr is a terminal.
 
     Returns:
-        ``output_dir``, with the model, its processor, a card, and ``finetuning.json`` with the
-        settings and the figures on the way.
+        `output_dir`, with the model, its processor, a card, and `finetuning.json` with the
+        settings and the figures on the way; each file is whole, and the card comes last.
 
     Raises:
-        TypeError: The model is no ``CLIPModel``; and what ``load_training_rows`` raises.
-        ValueError: Data or settings that cannot work, found before the model is loaded.
-        FileExistsError: ``output_dir`` holds something else.
+        TypeError: The model is no `CLIPModel`; and what `load_training_rows` raises.
+        ValueError: Data or settings that cannot work, found before the model is loaded; a damaged
+            record in `output_dir`.
+        FileExistsError: `output_dir` holds something else, or another process is writing it.
+        OSError: The disk is full, or a process that decodes images was killed. The same call
+            resumes.
     """
     output = Path(output_dir)
     check_choice("dtype", dtype, ("float32", "bfloat16"))
     if checkpoint_steps < 1:
         raise ValueError(f"Expected checkpoint_steps to be at least 1, got {checkpoint_steps}.")
+    if not isinstance(model, (str, Path)):
+        raise TypeError(
+            f"Expected model to be a Hub id or a folder, got {type(model).__name__}. Save it with "
+            "save_pretrained and give the folder."
+        )
     rows = load_training_rows(data, split)
     chosen = choose_texts(rows, recipe, seed)
     _check_batches(recipe, len(rows))
     benchmark = _index_held_out(held_out)
-    processor = _load_processor(model, rows)
-    settings = {
-        "model": str(model),
-        "data": {"id": _name_of(data), "split": split, **_summary(rows, chosen)},
-        "held_out": _name_of(held_out),
-        "recipe": asdict(recipe),
-        "seed": seed,
-        "checkpoint_steps": checkpoint_steps,
-        "dtype": dtype,
-    }
-    _open_output(output, settings)
-    trainer = ContrastiveTrainer(
-        recipe=recipe,
-        processor=processor,
-        model=load_model(model, processor=processor).model,
-        train_dataset=TrainingRows(rows, *chosen),
-        eval_dataset=benchmark,
-        callbacks=[_Guard()],
-        args=_arguments(
-            output, settings, evaluate=bool(benchmark), num_workers=num_workers, progress=progress
-        ),
-    )
-    trainer.remove_callback(PrinterCallback)
-    _train(trainer, output)
+    with _lock(output):
+        _check_output(output)
+        ids, content = content_of(rows)
+        processor = _load_processor(model, rows)
+        encoder = load_model(model, processor=processor)
+        settings = {
+            "model": {"id": _name_of(model), **_identity(encoder)},
+            "data": {
+                "id": _name_of(data),
+                "split": split,
+                "num_rows": len(rows),
+                "num_hard_positives_used": int(chosen[0].sum()),
+                "num_hard_negatives_used": int(chosen[1].sum()),
+                "content_sha256": content,
+            },
+            "held_out": benchmark
+            and {"id": _name_of(held_out), "content_sha256": _content_of_held_out(benchmark)},
+            "recipe": asdict(recipe),
+            "seed": seed,
+            "checkpoint_steps": checkpoint_steps,
+            "dtype": dtype,
+        }
+        _begin_or_resume(output, settings)
+        trainer = ContrastiveTrainer(
+            recipe=recipe,
+            processor=processor,
+            model=encoder.model,
+            train_dataset=TrainingRows(rows, ids, *chosen),
+            eval_dataset=benchmark,
+            callbacks=[TrainingGuard()],
+            args=_arguments(
+                output,
+                settings,
+                evaluate=bool(benchmark),
+                num_workers=num_workers,
+                progress=progress,
+            ),
+        )
+        trainer.remove_callback(PrinterCallback)
+        with _failures_explained(output):
+            _train(trainer, output)
     return output
 
 
@@ -341,20 +173,65 @@ def _train(trainer: ContrastiveTrainer, output: Path) -> None:
     record = _read_record(output)
     if "before" not in record:
         record["before"] = trainer.evaluate() if trainer.eval_dataset else {}
-        _write_record(output, record)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(output))
+    # Nearly always one number; several where a run was resumed with more or fewer processes.
+    numbers = {*record.get("num_processes", []), PartialState().num_processes}
+    record["num_processes"] = sorted(numbers)
+    _write_record(output, record)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(output / _CHECKPOINTS))
     record["after"] = trainer.evaluate() if trainer.eval_dataset else {}
     record["history"] = trainer.state.log_history
     if is_main_process():
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        model.save_pretrained(output)
-        trainer.processor.save_pretrained(output)
-        _write_record(output, record)
-        # The card comes last: where it is, the model is whole.
-        with write_whole(output / _CARD) as partial:
-            partial.write_text(_card(record), encoding="utf-8")
-        shutil.rmtree(output / _CHECKPOINTS)
+        _leave(trainer, record, output)
     trainer.accelerator.wait_for_everyone()
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    if is_main_process():
+        last_whole(folder)  # removes what is newer
+    PartialState().wait_for_everyone()
+    found = in_order(folder)
+    return str(found[-1]) if found else None
+
+
+def _leave(trainer: ContrastiveTrainer, record: dict[str, Any], output: Path) -> None:
+    """Write all files aside, then put each in its place, the card last: it says that all are."""
+    aside = output / ".incomplete"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(aside)
+        trainer.processor.save_pretrained(aside)
+        for path in sorted(aside.iterdir()):
+            put_in_place(path, output / path.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    _write_record(output, record)
+    with write_whole(output / _CARD) as partial:
+        partial.write_text(_card(record), encoding="utf-8")
+    shutil.rmtree(output / _CHECKPOINTS)
+
+
+@contextmanager
+def _failures_explained(output: Path) -> Iterator[None]:
+    """Turn what the libraries raise for a full disk and a dead process into typed sentences."""
+    try:
+        with full_disk_explained(output):
+            yield
+    except (SafetensorError, RuntimeError) as error:
+        why = str(error).splitlines()[0]
+        if isinstance(error, SafetensorError) or "inline_container.cc" in why:
+            raise full_disk(output, why) from error
+        if "DataLoader worker" in why:
+            raise ChildProcessError(
+                f"Expected the processes that decode images to live, got: {why} They may have run "
+                "out of memory: take fewer (num_workers). The same run resumes from its last whole "
+                "checkpoint."
+            ) from error
+        raise
+    except (ValueError, OSError) as error:
+        found = re.match(r"Caught (\w+) in DataLoader worker .*\n\1: (.*)", str(error), re.DOTALL)
+        if found is None:
+            raise
+        raise type(error)(found[2].strip()) from error  # without the worker's traceback
 
 
 def _arguments(
@@ -381,7 +258,6 @@ def _arguments(
         data_seed=settings["seed"],
         bf16=settings["dtype"] == "bfloat16",
         save_steps=settings["checkpoint_steps"],
-        save_total_limit=2,  # one of them is whole whenever the run is killed
         eval_strategy="steps" if evaluate else "no",
         eval_steps=settings["checkpoint_steps"],
         # A checkpoint does not hold the mean that is under way: log with each of them.
@@ -429,12 +305,29 @@ def _index_held_out(
     benchmark = {}
     for split, rows in (load_splits(held_out) if held_out is not None else {}).items():
         check_columns(rows)
-        named = "category" in rows.column_names
-        benchmark[split] = (
-            index_rows(rows),
-            list(rows["category"]) if named else [split] * len(rows),
-        )
+        categories = names_of_categories(rows) or [split] * len(rows)
+        benchmark[split] = (index_rows(rows), categories)
     return benchmark
+
+
+def _content_of_held_out(benchmark: dict[str, tuple[RowIndex, list[str]]]) -> str:
+    content = ContentHash()
+    for split, (index, categories) in benchmark.items():
+        for row, category in enumerate(categories):
+            image = index.image_digests[index.image_of_row[row]]
+            texts = [index.captions[place] for place in index.captions_of_row[row]]
+            content.add({"split": split, "image": image, "texts": texts, "category": category})
+    return content.hexdigest()
+
+
+def _identity(encoder: ImageTextModel) -> dict[str, Any]:
+    """Tell what is tuned: by its commit, if it has one, and by the hash of all that it is."""
+    described = encoder.describe()
+    model = dict(described["model"])
+    del model["id"]
+    revision = model.pop("revision")
+    parts = json.dumps([model, described["processor"]], sort_keys=True).encode()
+    return {"revision": revision, "content_sha256": hashlib.sha256(parts).hexdigest()}
 
 
 def _check_batches(recipe: Recipe, num_rows: int) -> None:
@@ -451,28 +344,32 @@ def _check_batches(recipe: Recipe, num_rows: int) -> None:
         )
 
 
-# --- what is kept ---------------------------------------------------------------------------------
+@contextmanager
+def _lock(output: Path) -> Iterator[None]:
+    """Hold the right to write the folder; the main process does so for all of a run."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with lock_for(output) if is_main_process() else nullcontext():
+        yield
 
 
-def _open_output(output: Path, settings: dict[str, Any]) -> None:
-    """Make the folder, or find that it is of the same run; every process looks, one writes."""
+def _check_output(output: Path) -> None:
+    """Refuse a finished model and what is not ours; every process looks."""
     advice = "Choose another folder, or remove it."
     if (output / _RECORD).is_file():
         if (output / _CARD).is_file():
             raise FileExistsError(
                 f"Expected {output} to be absent or empty, got a finished model. {advice}"
             )
-        found = _read_record(output)["settings"]
-        other = [name for name in settings if found.get(name) != settings[name]]
-        if other:
-            raise FileExistsError(
-                f"Expected {output} to hold a run of the same settings, got another {other[0]}: "
-                f"{found.get(other[0])} there, {settings[other[0]]} here. {advice}"
-            )
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(
             f"Expected {output} to be absent or an empty folder, got something there. {advice}"
         )
+
+
+def _begin_or_resume(output: Path, settings: dict[str, Any]) -> None:
+    """Make the folder, or find that it is of the same run; every process looks, one writes."""
+    if (output / _RECORD).is_file():
+        _check_same_run(output, settings)
     PartialState().wait_for_everyone()
     if is_main_process() and not (output / _RECORD).is_file():
         output.mkdir(parents=True, exist_ok=True)
@@ -482,40 +379,57 @@ def _open_output(output: Path, settings: dict[str, Any]) -> None:
     PartialState().wait_for_everyone()
 
 
+def _check_same_run(output: Path, settings: dict[str, Any]) -> None:
+    found, given = (_by_name(both) for both in (_read_record(output)["settings"], settings))
+    other = [name for name in given if found.get(name) != given[name]]
+    if other:
+        raise FileExistsError(
+            f"Expected {output} to hold a run of the same settings, got another {other[0]}: "
+            f"{found.get(other[0])} there, {given[other[0]]} here. Choose another folder, or "
+            "remove it."
+        )
+
+
+def _by_name(settings: dict[str, Any]) -> dict[str, Any]:
+    """Flatten to `model content_sha256` and the like; the same content may go by another name."""
+    flat = {}
+    for name, value in settings.items():
+        parts = value if isinstance(value, dict) else {"": value}
+        flat |= {f"{name} {part}".rstrip(): found for part, found in parts.items()}
+    return {name: value for name, value in flat.items() if not name.endswith((" id", " revision"))}
+
+
 def _read_record(output: Path) -> dict[str, Any]:
-    return json.loads((output / _RECORD).read_text(encoding="utf-8"))
+    try:
+        record = json.loads((output / _RECORD).read_bytes())
+        if record.pop("sha256") == _record_hash(record):
+            return record
+        problem = "content that was changed"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        problem = f"something else ({error})"
+    raise ValueError(
+        f"Expected {output / _RECORD} to be as finetune wrote it, got {problem}. Remove the "
+        "folder, or choose another."
+    )
 
 
 def _write_record(output: Path, record: dict[str, Any]) -> None:
     if is_main_process():
+        signed = {**record, "sha256": _record_hash(record)}
         with write_whole(output / _RECORD) as partial:
-            partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            partial.write_text(json.dumps(signed, indent=2) + "\n", encoding="utf-8")
 
 
-def _last_checkpoint(output: Path) -> str | None:
-    whole = [marker.parent for marker in (output / _CHECKPOINTS).glob(f"checkpoint-*/{_COMPLETE}")]
-    steps = {int(folder.name.removeprefix("checkpoint-")): str(folder) for folder in whole}
-    return steps[max(steps)] if steps else None
+def _record_hash(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _name_of(source: Any) -> str | None:
-    if source is None or isinstance(source, (str, Path)):
-        return None if source is None else str(source)
+    """Name a source without where it lies on the disk of whoever trains."""
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        return path.resolve().name if path.exists() else public_name(source)
     return type(source).__name__
-
-
-def _summary(rows: Dataset, chosen: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    texts = rows.select_columns(list(CAPTION_COLUMNS)).with_format("arrow")
-    for batch in texts.iter(batch_size=10_000):
-        digest.update(json.dumps(batch.to_pydict()).encode())
-    positives, negatives = (int(used.sum()) for used in chosen)
-    return {
-        "num_rows": len(rows),
-        "num_hard_positives_used": positives,
-        "num_hard_negatives_used": negatives,
-        "captions_sha256": digest.hexdigest(),
-    }
 
 
 _CARD_TEXT = """---
@@ -537,12 +451,12 @@ Made by `hard-positives finetune` {version} from `{model}`. `transformers.CLIPMo
 | hard positives{kind} | {num_hard_positives_used:,} | {hard_positive_share:g} |
 | hard negatives | {num_hard_negatives_used:,} | {hard_negative_share:g} |
 
-SHA-256 of the captions: `{captions_sha256}`.
+SHA-256 of the rows, images and texts: `{content_sha256}`.
 
 ## Loss
 
 CLIP's, from images to captions and back.{loss} The formula is that of
-`hard_positives.finetuning.contrastive_loss`.
+`hard_positives.contrastive_loss`.
 
 ## Schedule
 
@@ -566,13 +480,13 @@ def _card(record: dict[str, Any]) -> str:
     origin = f" After {recipe['source']}. {recipe['differs']}" if recipe["source"] else ""
     return _CARD_TEXT.format(
         **recipe,
-        **{name: value for name, value in data.items() if name.startswith(("num_", "captions_"))},
+        **{name: value for name, value in data.items() if name.startswith(("num_", "content_"))},
         metadata=_card_metadata(settings).to_yaml(),
-        name=Path(settings["model"]).name,
+        name=Path(settings["model"]["id"]).name,
         edits=" and ".join(name for name, number in edits.items() if number) or "captions alone",
         version=record["versions"]["hard-positives"],
-        model=_shown(settings["model"]),
-        data=_shown(data["id"]),
+        model=settings["model"]["id"],
+        data=data["id"],
         kind=f", by {recipe['hard_positive_kind']} only" if recipe["hard_positive_kind"] else "",
         loss=_loss_in_words(recipe, edits),
         dtype=settings["dtype"],
@@ -583,7 +497,7 @@ def _card(record: dict[str, Any]) -> str:
 
 
 def _card_metadata(settings: dict[str, Any]) -> ModelCardData:
-    named = {"base_model": settings["model"], "datasets": settings["data"]["id"]}
+    named = {"base_model": settings["model"]["id"], "datasets": settings["data"]["id"]}
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="zero-shot-image-classification",
@@ -593,13 +507,8 @@ def _card_metadata(settings: dict[str, Any]) -> ModelCardData:
     )
 
 
-def _shown(source: str) -> str:
-    """Name a source without where it lies on the disk of whoever trained."""
-    return Path(source).name if Path(source).exists() else source
-
-
 def _is_hub_id(source: str) -> bool:
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", source)) and not Path(source).exists()
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", source))  # of a path, the last part alone is kept
 
 
 def _loss_in_words(recipe: dict[str, Any], edits: dict[str, int]) -> str:
@@ -621,5 +530,5 @@ def _figures(settings: dict[str, Any], record: dict[str, Any]) -> str:
         f"| {name.removeprefix('eval_')} | {record['before'][name]:.1%} | {after:.1%} |"
         for name, after in record["after"].items()
     ]
-    head = f"On `{_shown(settings['held_out'])}`; means over categories."
+    head = f"On `{settings['held_out']['id']}`; means over categories."
     return "\n".join([head, "", "| | before | after |", "|---|---|---|", *lines])

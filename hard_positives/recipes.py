@@ -29,6 +29,9 @@ class Recipe:
         hard_negatives: Which hard negatives an image is told from: those of the whole ``"batch"``,
             or only its ``"own"``.
         alignment: Weight of the term that pulls hard positives to their captions, at least 0.
+        leave_out_true: Whether a text that the batch shows to be true of an image (the rows share
+            the picture or the text) is left out of what the image is told from. The published
+            recipes count it as false, since their losses do.
         hard_negative_share: Of the hard negatives, how many are used, in [0, 1].
         hard_positive_share: Of the hard positives, how many are used, in [0, 1].
         hard_positive_kind: Use only those made by ``"replace"`` or by ``"swap"`` (by the rows'
@@ -55,6 +58,7 @@ class Recipe:
 
     hard_negatives: str = "batch"
     alignment: float = 0.0
+    leave_out_true: bool = True
     hard_negative_share: float = 1.0
     hard_positive_share: float = 1.0
     hard_positive_kind: str | None = None
@@ -90,6 +94,7 @@ class Recipe:
 RECIPES = {
     "both": Recipe(),
     "negclip": Recipe(
+        leave_out_true=False,
         hard_positive_share=0.0,
         weight_decay=0.2,
         source="Yuksekgonul et al., ICLR 2023: the command in the README of "
@@ -100,6 +105,7 @@ RECIPES = {
     ),
     "fsc_clip": Recipe(
         hard_negatives="own",
+        leave_out_true=False,
         hard_positive_share=0.0,
         learning_rate=5e-6,
         source="Oh et al., EMNLP 2024: the training scripts in the README of "
@@ -108,6 +114,7 @@ RECIPES = {
         "loss with label smoothing (weight 0.5) and one over patches and words (weight 0.2).",
     ),
     "trohn_text": Recipe(
+        leave_out_true=False,
         hard_positive_share=0.0,
         batch_size=200,
         epochs=10.0,
@@ -117,6 +124,7 @@ RECIPES = {
     ),
     "read_clip": Recipe(
         alignment=0.5,
+        leave_out_true=False,
         learning_rate=1e-5,
         source="Kwon et al., NeurIPS 2025, arXiv 2510.16540: config/train_read_clip.yaml of "
         "github.com/JiH00nKw0n/READ-CLIP, commit b2f096c",

@@ -1,6 +1,7 @@
 """Rows for training: load them, check all of them, choose shares of them, make batches of them.
 
-    a Parquet folder or dataset -> checked rows -> decoded images and chosen texts -> a batch
+    a Parquet folder or dataset -> checked rows -> ids of what is equal in them
+                                -> decoded images and chosen texts -> a batch
 
 No model here, only its processor.
 """
@@ -12,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Image
 from transformers import ProcessorMixin
 
 from hard_positives.recipes import Recipe
-from hard_positives.rows import CAPTION_COLUMNS, check_columns, decode_image
+from hard_positives.rows import CAPTION_COLUMNS, check_columns, decode_image, index_rows
 from hard_positives.scoring import NAMED
 from hard_positives.sources import load_splits
+from hard_positives_dataset.content import ContentHash
 
 
 def load_training_rows(
@@ -121,12 +123,54 @@ def choose_texts(rows: Dataset, recipe: Recipe, seed: int) -> tuple[np.ndarray, 
                 "Expected the rows to have the column 'category' for hard_positive_kind, got "
                 f"{rows.column_names}. Add it, or leave hard_positive_kind out."
             )
-        is_swap = np.array([category == "swap" for category in rows["category"]])
+        is_swap = np.array([category == "swap" for category in names_of_categories(rows)])
         positives = positives & (is_swap == (recipe.hard_positive_kind == "swap"))
     return (
         _share_of(positives, recipe.hard_positive_share, [seed, 0]),
         _share_of(negatives, recipe.hard_negative_share, [seed, 1]),
     )
+
+
+def names_of_categories(rows: Dataset) -> list[str] | None:
+    """Read the column `category`, also of class labels, as strings; None if absent.
+
+    Raises:
+        TypeError: Something else is in it.
+    """
+    if "category" not in rows.column_names:
+        return None
+    categories = rows.with_format("arrow")["category"].to_pylist()
+    feature = rows.features["category"]
+    if isinstance(feature, ClassLabel):
+        categories = [place if place is None else feature.int2str(place) for place in categories]
+    wrong = [row for row, name in enumerate(categories) if not isinstance(name, str)]
+    if wrong:
+        what = f"Expected the column 'category' to hold strings, got {categories[wrong[0]]!r} in"
+        raise TypeError(_about(what, wrong))
+    return categories
+
+
+def content_of(rows: Dataset) -> tuple[np.ndarray, str]:
+    """Tell which rows share an image or a text, and what their content is.
+
+    Every image is read, none is decoded.
+
+    Returns:
+        (N, 4) integers of image, caption, hard positive and hard negative: equal where the bytes of
+        the image or the text are, texts of all columns counted together; -1 where a row has none.
+        And the SHA-256 of all rows' content.
+    """
+    index = index_rows(rows, ["caption"])
+    content, texts = ContentHash(), {}
+    ids = np.empty((len(rows), 4), np.int64)
+    ids[:, 0] = index.image_of_row
+    names = [name for name in (*CAPTION_COLUMNS, "category") if name in rows.column_names]
+    for place, row in enumerate(rows.select_columns(names)):
+        content.add({**row, "image": index.image_digests[index.image_of_row[place]]})
+        for column, name in enumerate(CAPTION_COLUMNS, start=1):
+            text = row[name]
+            ids[place, column] = -1 if text is None else texts.setdefault(text, len(texts))
+    return ids, content.hexdigest()
 
 
 def _share_of(present: np.ndarray, share: float, seed: list[int]) -> np.ndarray:
@@ -138,9 +182,17 @@ def _share_of(present: np.ndarray, share: float, seed: list[int]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class TrainingRows(torch.utils.data.Dataset):
-    """What a batch is made of: decoded images and the texts that the recipe chose."""
+    """What a batch is made of: decoded images and the texts that the recipe chose.
+
+    Attributes:
+        rows: From `load_training_rows`.
+        content_ids: (N, 4) from `content_of`.
+        use_hard_positive: (N,) booleans from `choose_texts`.
+        use_hard_negative: (N,) likewise.
+    """
 
     rows: Dataset
+    content_ids: np.ndarray
     use_hard_positive: np.ndarray
     use_hard_negative: np.ndarray
 
@@ -149,11 +201,14 @@ class TrainingRows(torch.utils.data.Dataset):
 
     def __getitem__(self, place: int) -> dict[str, Any]:
         row = self.rows[place]
+        used = [True, True, self.use_hard_positive[place], self.use_hard_negative[place]]
         return {
             "image": decode_image(row["image"], place),
-            "caption": row["caption"],
-            "hard_positive": row["hard_positive"] if self.use_hard_positive[place] else None,
-            "hard_negative": row["hard_negative"] if self.use_hard_negative[place] else None,
+            "content_ids": np.where(used, self.content_ids[place], -1),
+            **{
+                name: row[name] if use else None
+                for name, use in zip(CAPTION_COLUMNS, used[1:], strict=True)
+            },
         }
 
 
@@ -167,9 +222,9 @@ class Collator:
         """Prepare B rows.
 
         Returns:
-            ``pixel_values`` (B, 3, H, W); ``input_ids`` (T, L) of the captions, then the hard
-            positives, then the hard negatives that there are; ``has_hard_positive`` and
-            ``has_hard_negative`` (B,).
+            `pixel_values` (B, 3, H, W); `input_ids` (T, L) of the captions, then the hard
+            positives, then the hard negatives that are used; `content_ids` (B, 4), -1 where a text
+            is not.
         """
         texts = [row[name] for name in CAPTION_COLUMNS for row in rows if row[name] is not None]
         images = self.processor.image_processor([row["image"] for row in rows], return_tensors="pt")
@@ -184,6 +239,5 @@ class Collator:
         return {
             "pixel_values": images["pixel_values"],
             "input_ids": tokens["input_ids"],
-            "has_hard_positive": torch.tensor([row["hard_positive"] is not None for row in rows]),
-            "has_hard_negative": torch.tensor([row["hard_negative"] is not None for row in rows]),
+            "content_ids": torch.from_numpy(np.stack([row["content_ids"] for row in rows])),
         }

@@ -24,6 +24,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FREE_SPACE = "Free space or choose another folder, and run the same again."
 _DAY = 86_400  # seconds, after which a partial file of another machine counts as left behind
 
 
@@ -116,13 +117,18 @@ def put_in_place(partial: Path, path: Path) -> None:
 
     So a power cut leaves it whole under one of the two names.
     """
-    for written in (*partial.rglob("*"), partial):
-        _flush(written)
+    flush(partial)
     os.replace(partial, path)
-    _flush(path.parent)
+    _flush_one(path.parent)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file, or a folder with all that it holds, is on the disk."""
+    for written in (*path.rglob("*"), path):
+        _flush_one(written)
+
+
+def _flush_one(path: Path) -> None:
     if os.name == "nt":  # has no way to flush a folder
         return
     handle = os.open(path, os.O_RDONLY)
@@ -133,21 +139,24 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def full_disk_explained(
-    output: Path, remedy: str = "Free space or choose another folder, and run the same again."
-) -> Iterator[None]:
+def full_disk_explained(output: Path, remedy: str = _FREE_SPACE) -> Iterator[None]:
     """Turn the error of a full disk into one that names `output` and says what to do."""
     try:
         yield
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        explained = OSError(
-            f"Expected room on the disk for {output}, got: {os.strerror(error.errno)}. What was "
-            f"there before is unchanged. {remedy}"
-        )
+        explained = full_disk(output, os.strerror(error.errno), remedy)
         explained.errno = error.errno  # set apart: the message would begin with the number
         raise explained from error
+
+
+def full_disk(output: Path, why: str, remedy: str = _FREE_SPACE) -> OSError:
+    """Make the error of a full disk, for libraries that raise one of their own."""
+    return OSError(
+        f"Expected room on the disk for {output}, got: {why}. What was there before is unchanged. "
+        f"{remedy}"
+    )
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from datasets import Dataset, Image, load_dataset
+from datasets import ClassLabel, Dataset, Image, load_dataset
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, normalize
 from transformers import AutoProcessor, CLIPModel, TrainingArguments
@@ -31,8 +31,16 @@ from hard_positives import (
     read_captions,
 )
 from hard_positives.cli import app
-from hard_positives.finetuning import ContrastiveTrainer
-from hard_positives.training_rows import Collator, TrainingRows, choose_texts, load_training_rows
+from hard_positives.loss import texts_known_true
+from hard_positives.rows import CAPTION_COLUMNS
+from hard_positives.trainer import ContrastiveTrainer
+from hard_positives.training_rows import (
+    Collator,
+    TrainingRows,
+    choose_texts,
+    content_of,
+    load_training_rows,
+)
 from hard_positives_dataset.shapes import generate_rows
 
 SMALL = Recipe(batch_size=8, learning_rate=1e-3, epochs=4, warmup_steps=2)
@@ -72,24 +80,39 @@ def held_out(triples) -> Dataset:
 # --- the loss -------------------------------------------------------------------------------------
 
 
-def slow_loss(images, captions, positives, negatives, scale, has_p, has_n, hard_negatives, weight):
-    """The formula of the docstring, one number at a time."""
+def slow_loss(
+    images, captions, positives, negatives, scale, has_p, has_n, hard_negatives, weight, ids=None
+):
+    """The formula of the docstring, one number at a time; ids as for texts_known_true."""
     size = len(images)
+    ids = [[i, 4 * i, 4 * i + 1, 4 * i + 2] for i in range(size)] if ids is None else ids
+    has = [[True, bool(has_p[i]), bool(has_n[i])] for i in range(size)]
+    embeds = [captions, positives, negatives]
+
+    def is_true(i, j, kind):  # text `kind` of row j, of the image of row i
+        return any(
+            ids[k][0] == ids[i][0] and has[k][said] and ids[k][1 + said] == ids[j][1 + kind]
+            for k in range(size)
+            for said in (0, 1)
+        )
+
     total, aligned = 0.0, []
     for i in range(size):
-        false = [captions[j] for j in range(size) if j != i]
-        false += [positives[j] for j in range(size) if j != i and has_p[j]]
-        whose = range(size) if hard_negatives == "batch" else [i]
-        false += [negatives[j] for j in whose if has_n[j]]
+        of_others = [(j, kind) for j in range(size) if j != i for kind in (0, 1)]
+        of_others += [(j, 2) for j in (range(size) if hard_negatives == "batch" else [i])]
+        false = [(j, k) for j, k in of_others if has[j][k] and not is_true(i, j, k)]
         terms = []
-        for text in [captions[i], positives[i]] if has_p[i] else [captions[i]]:
+        for own in (0, 1) if has_p[i] else (0,):
+            text = embeds[own][i]
             right = math.e ** (scale * (images[i] @ text))
-            wrong = sum(math.e ** (scale * (images[i] @ other)) for other in false)
-            every = sum(math.e ** (scale * (image @ text)) for image in images)
+            wrong = sum(math.e ** (scale * (images[i] @ embeds[k][j])) for j, k in false)
+            others = [j for j in range(size) if j == i or not is_true(j, i, own)]
+            every = sum(math.e ** (scale * (images[j] @ text)) for j in others)
             terms.append(-torch.log(right / (right + wrong)) - torch.log(right / every))
         total = total + sum(terms) / len(terms)
         if has_p[i]:
-            every = sum(math.e ** (scale * (positives[i] @ caption)) for caption in captions)
+            others = [j for j in range(size) if j == i or not is_true(i, j, 0)]
+            every = sum(math.e ** (scale * (positives[i] @ captions[j])) for j in others)
             aligned.append(-torch.log(math.e ** (scale * (positives[i] @ captions[i])) / every))
     loss = total / size / 2
     return loss + weight * sum(aligned) / len(aligned) if weight and aligned else loss
@@ -130,6 +153,77 @@ def test_loss_and_gradients_are_those_of_the_plain_formula(
         gradients.append([loss.detach(), *found])
     for fast, slow in zip(*gradients, strict=True):
         torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
+
+
+# Image, caption, hard positive, hard negative of each row; equal numbers, equal content.
+SHARED = {
+    "a picture twice": [[0, 0, 1, 2], [0, 3, 4, 5], [2, 6, 7, 8], [3, 9, 10, 11]],
+    "a caption of two pictures": [[0, 0, 1, 2], [1, 0, 4, 5], [2, 6, 7, 8], [3, 9, 10, 11]],
+    "a hard positive that is a caption": [[0, 0, 1, 2], [1, 1, 4, 5], [2, 6, 4, 8], [3, 9, 10, 11]],
+    "a hard negative that is a caption": [[0, 0, 1, 2], [1, 2, 4, 5], [2, 6, 7, 8], [2, 8, 10, 0]],
+    "a picture whose other caption another has": [
+        [0, 0, 1, 2],
+        [0, 3, 4, 5],
+        [1, 3, 7, 8],
+        [2, 9, 10, 4],
+    ],
+    "all of one picture": [[0, 0, 1, 2], [0, 3, 4, 5], [0, 0, 7, 8], [0, 9, 10, 11]],
+    "texts that are missing": [[0, 0, -1, -1], [0, 1, -1, -1], [1, 2, -1, 0], [2, 3, 4, -1]],
+}
+
+
+@pytest.mark.parametrize("hard_negatives", ["batch", "own"])
+@pytest.mark.parametrize("shared", SHARED)
+def test_what_is_known_to_be_true_of_an_image_does_not_count_as_false_for_it(
+    shared, hard_negatives
+):
+    ids = torch.tensor(SHARED[shared])
+    has = {"has_hard_positive": ids[:, 2] >= 0, "has_hard_negative": ids[:, 3] >= 0}
+    gradients = []
+    for is_slow in (False, True):
+        embeds = [values.requires_grad_() for values in random_embeds(4, seed=4)]
+        if is_slow:
+            loss = slow_loss(*embeds, 7.3, *has.values(), hard_negatives, 0.7, ids.tolist())
+        else:
+            loss = contrastive_loss(
+                *embeds,
+                7.3,
+                **has,
+                hard_negatives=hard_negatives,
+                alignment=0.7,
+                known_true=texts_known_true(ids),
+            )
+        found = torch.autograd.grad(loss, embeds, materialize_grads=True)
+        gradients.append([loss.detach(), *found])
+    for fast, slow in zip(*gradients, strict=True):
+        torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
+
+
+def test_where_nothing_is_shared_the_loss_keeps_every_bit():
+    ids = torch.arange(24).reshape(6, 4)
+    has = {name: torch.tensor(MASKS["some"]).bool() for name in ("hard_positive", "hard_negative")}
+    has = {f"has_{name}": values for name, values in has.items()}
+    found = []
+    for known in (None, texts_known_true(ids)):
+        embeds = [values.float().requires_grad_() for values in random_embeds(6, seed=5)]
+        loss = contrastive_loss(*embeds, 50.0, alignment=0.5, known_true=known, **has)
+        found.append([loss.detach(), *torch.autograd.grad(loss, embeds)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_a_batch_with_nothing_to_tell_apart_moves_nothing():
+    ids = torch.tensor([[0, 0, -1, -1], [0, 1, -1, -1]])
+    none = torch.tensor([False, False])
+    embeds = [values.requires_grad_() for values in random_embeds(2, seed=6)]
+    loss = contrastive_loss(
+        *embeds,
+        9.0,
+        has_hard_positive=none,
+        has_hard_negative=none,
+        known_true=texts_known_true(ids),
+    )
+    gradients = torch.autograd.grad(loss, embeds, materialize_grads=True)
+    assert loss == 0 and all((values == 0).all() for values in gradients)
 
 
 def test_with_hard_negatives_alone_it_is_negclips_published_formula():
@@ -204,7 +298,7 @@ def no_edits() -> dict[str, float]:
 
 def batch_of(model, rows, recipe, places) -> dict[str, torch.Tensor]:
     checked = load_training_rows(rows)
-    data = TrainingRows(checked, *choose_texts(checked, recipe, seed=0))
+    data = TrainingRows(checked, content_of(checked)[0], *choose_texts(checked, recipe, seed=0))
     processor = AutoProcessor.from_pretrained(model, backend="pil")
     return Collator(processor)([data[place] for place in places])
 
@@ -222,8 +316,26 @@ def test_a_batch_is_as_long_as_its_longest_caption_and_its_texts_stand_in_order(
     assert batch["input_ids"].shape == (6, max(map(len, expected)))
     for ids, row in zip(expected, batch["input_ids"].tolist(), strict=True):
         assert row[: len(ids)] == ids
-    assert batch["has_hard_positive"].tolist() == [False, True, False]
-    assert batch["has_hard_negative"].tolist() == [True, False, True]
+    present = (batch["content_ids"] >= 0).tolist()
+    assert present == [[True, True, False, True], [True, True, True, False], present[0]]
+
+
+def test_rows_know_which_of_them_share_a_picture_or_a_text(triples):
+    records = [dict(record) for record in triples.to_list()[:8]]
+    records[5]["hard_positive"] = records[0]["caption"]
+    records[6]["hard_negative"] = None
+    ids, content = content_of(load_training_rows(Dataset.from_list(records, triples.features)))
+    assert ids[:, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert ids[5, 2] == ids[0, 1] and ids[6, 3] == -1
+    texts = [[row[name] for name in CAPTION_COLUMNS] for row in records]
+    for (i, a), (j, b) in itertools.product(itertools.product(range(8), range(3)), repeat=2):
+        same = texts[i][a] is not None and texts[i][a] == texts[j][b]
+        assert same == (ids[i, 1 + a] == ids[j, 1 + b] >= 0)
+    for change in ({"caption": "a mule"}, {"image": records[7]["image"]}):
+        others = [{**records[0], **change}, *records[1:]]
+        assert content_of(load_training_rows(Dataset.from_list(others, triples.features)))[1] != (
+            content
+        )
 
 
 def test_trimming_changes_no_vector(tiny_clip, training_rows):
@@ -268,6 +380,27 @@ def test_hard_positives_of_one_kind_alone_leave_the_hard_negatives_be(training_r
     assert negatives.sum() == 27
 
 
+def test_kinds_are_read_from_class_labels_too_and_nothing_else_passes_for_one(
+    training_rows, tmp_path
+):
+    recipe = replace(SMALL, hard_positive_kind="swap")
+    labels = training_rows.cast_column("category", ClassLabel(names=["attribute", "swap"]))
+    for named, coded in zip(
+        choose_texts(load_training_rows(training_rows), recipe, seed=0),
+        choose_texts(load_training_rows(labels), recipe, seed=0),
+        strict=True,
+    ):
+        assert coded.any()
+        np.testing.assert_array_equal(named, coded)
+    for wrong in ([None] + ["swap"] * 39, list(range(40))):
+        rows = training_rows.remove_columns("category").add_column("category", wrong)
+        with pytest.raises(TypeError, match=r"column 'category' to hold strings, got .* first 0"):
+            finetune("no/such-model", rows, tmp_path / "out", recipe=recipe)
+        with pytest.raises(TypeError, match=r"column 'category' to hold strings, got .* first 0"):
+            finetune("no/such-model", training_rows, tmp_path / "out", recipe=SMALL, held_out=rows)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
@@ -310,6 +443,8 @@ def test_wrong_data_and_settings_are_found_before_a_model_is_looked_for(training
         run(checkpoint_steps=0)
     with pytest.raises(OSError):
         run()
+    with pytest.raises(TypeError, match="model to be a Hub id or a folder, got Linear"):
+        finetune(torch.nn.Linear(1, 1), training_rows, tmp_path / "out", recipe=SMALL)
 
 
 @pytest.mark.parametrize(
@@ -335,6 +470,9 @@ def test_published_recipes_name_their_source_and_what_they_lack():
     assert all(
         recipe.source and recipe.differs for name, recipe in RECIPES.items() if name != "both"
     )
+    # None of their losses leaves out what is true; ours does.
+    leaves_out = {name: recipe.leave_out_true for name, recipe in RECIPES.items()}
+    assert leaves_out == {**dict.fromkeys(RECIPES, False), "both": True}
 
 
 # --- the training ---------------------------------------------------------------------------------
@@ -373,7 +511,7 @@ def test_the_card_states_data_shares_loss_and_figures(tuned, training_folder):
         "all hard negatives of its batch",
         "4 epochs in batches of 8",
         f"| rows_original_accuracy | {record['before']['eval_rows_original_accuracy']:.1%} |",
-        record["settings"]["data"]["captions_sha256"],
+        record["settings"]["data"]["content_sha256"],
     ):
         assert stated in card
     assert "base_model" not in card  # a folder is no id on the Hub
@@ -440,10 +578,11 @@ def test_every_text_of_a_batch_is_compared_as_its_own_rows(tiny_clip, training_r
         normalize(pixels, dim=-1),
         *columns.values(),
         trainer.model.logit_scale.exp(),
-        has_hard_positive=batch["has_hard_positive"],
-        has_hard_negative=batch["has_hard_negative"],
+        has_hard_positive=batch["content_ids"][:, 2] >= 0,
+        has_hard_negative=batch["content_ids"][:, 3] >= 0,
         hard_negatives="own",
         alignment=0.5,
+        known_true=texts_known_true(batch["content_ids"]),
     )
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
 
@@ -521,8 +660,10 @@ import sys, torch
 from safetensors.torch import save_file
 from transformers import AutoProcessor, CLIPModel, TrainingArguments
 from hard_positives import Recipe
-from hard_positives.finetuning import ContrastiveTrainer
-from hard_positives.training_rows import Collator, TrainingRows, choose_texts, load_training_rows
+from hard_positives.trainer import ContrastiveTrainer
+from hard_positives.training_rows import (
+    Collator, TrainingRows, choose_texts, content_of, load_training_rows
+)
 model_dir, data, output = sys.argv[1:]
 rows = load_training_rows(data)
 processor = AutoProcessor.from_pretrained(model_dir, backend="pil")
@@ -532,7 +673,7 @@ trainer = ContrastiveTrainer(
     model=CLIPModel.from_pretrained(model_dir, dtype=torch.float64),
 )
 model = trainer.accelerator.prepare(trainer.model)
-data = TrainingRows(rows, *choose_texts(rows, Recipe(), 0))
+data = TrainingRows(rows, content_of(rows)[0], *choose_texts(rows, Recipe(), 0))
 size = 8 // args.world_size
 mine = range(size * args.process_index, size * (args.process_index + 1))
 batch = Collator(processor)([data[place] for place in mine])
