@@ -7,6 +7,7 @@ in `loss`, a step in `trainer`, its switches in a recipe (`recipes`), what a bat
 `training_rows`. Hard positives and hard negatives are made by `generation`, not here.
 """
 
+import copy
 import hashlib
 import json
 import math
@@ -149,7 +150,7 @@ def finetune(
         _begin_or_resume(output, settings)
         trainer = ContrastiveTrainer(
             recipe=recipe,
-            processor=processor,
+            processor=copy.deepcopy(processor),  # tokenizers keep the padding of their last call
             model=encoder.model,
             train_dataset=TrainingRows(rows, ids, *chosen),
             eval_dataset=benchmark,
@@ -164,11 +165,11 @@ def finetune(
         )
         trainer.remove_callback(PrinterCallback)
         with _failures_explained(output):
-            _train(trainer, output)
+            _train(trainer, processor, output)
     return output
 
 
-def _train(trainer: ContrastiveTrainer, output: Path) -> None:
+def _train(trainer: ContrastiveTrainer, processor: ProcessorMixin, output: Path) -> None:
     """Train from the last whole checkpoint to the end, and leave the model and its card."""
     record = _read_record(output)
     if "before" not in record:
@@ -181,7 +182,7 @@ def _train(trainer: ContrastiveTrainer, output: Path) -> None:
     record["after"] = trainer.evaluate() if trainer.eval_dataset else {}
     record["history"] = trainer.state.log_history
     if is_main_process():
-        _leave(trainer, record, output)
+        _leave(trainer, processor, record, output)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -193,13 +194,15 @@ def _last_checkpoint(folder: Path) -> str | None:
     return str(found[-1]) if found else None
 
 
-def _leave(trainer: ContrastiveTrainer, record: dict[str, Any], output: Path) -> None:
+def _leave(
+    trainer: ContrastiveTrainer, processor: ProcessorMixin, record: dict[str, Any], output: Path
+) -> None:
     """Write all files aside, then put each in its place, the card last: it says that all are."""
     aside = output / ".incomplete"
     shutil.rmtree(aside, ignore_errors=True)
     try:
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(aside)
-        trainer.processor.save_pretrained(aside)
+        processor.save_pretrained(aside)
         for path in sorted(aside.iterdir()):
             put_in_place(path, output / path.name)
     finally:
@@ -222,9 +225,9 @@ def _failures_explained(output: Path) -> Iterator[None]:
             raise full_disk(output, why) from error
         if "DataLoader worker" in why:
             raise ChildProcessError(
-                f"Expected the processes that decode images to live, got: {why} They may have run "
-                "out of memory: take fewer (num_workers). The same run resumes from its last whole "
-                "checkpoint."
+                f"Expected the processes that decode images to live, got: {why.rstrip('.')}. "
+                "Memory may have run out: take fewer (num_workers). The same run resumes from its "
+                "last whole checkpoint."
             ) from error
         raise
     except (ValueError, OSError) as error:
@@ -295,7 +298,9 @@ def _load_processor(model: str | Path, rows: Dataset) -> ProcessorMixin:
         )
     processor = AutoProcessor.from_pretrained(source, backend="pil")
     positions = config.text_config.max_position_embeddings
-    check_lengths(rows, processor, min(positions, processor.tokenizer.model_max_length))
+    check_lengths(
+        rows, copy.deepcopy(processor), min(positions, processor.tokenizer.model_max_length)
+    )
     return processor
 
 

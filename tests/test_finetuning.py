@@ -3,10 +3,15 @@
 import itertools
 import json
 import math
+import multiprocessing
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +35,7 @@ from hard_positives import (
     generate,
     read_captions,
 )
+from hard_positives.checkpoints import in_order, is_whole
 from hard_positives.cli import app
 from hard_positives.loss import texts_known_true
 from hard_positives.rows import CAPTION_COLUMNS
@@ -41,6 +47,7 @@ from hard_positives.training_rows import (
     content_of,
     load_training_rows,
 )
+from hard_positives_dataset.folders import lock_for
 from hard_positives_dataset.shapes import generate_rows
 
 SMALL = Recipe(batch_size=8, learning_rate=1e-3, epochs=4, warmup_steps=2)
@@ -654,10 +661,260 @@ def test_a_run_killed_again_and_again_ends_with_the_bytes_of_one_that_was_not(
     assert losses[0] == losses[1]
 
 
-# Writes the loss and the gradients of one step in float64, alone or with others.
+# --- interruptions, damage, full disks ------------------------------------------------------------
+
+LONG = replace(SMALL, epochs=8)  # 40 steps
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_clip, training_folder, tmp_path_factory) -> Path:
+    """What a run leaves that nothing happened to."""
+    output = tmp_path_factory.mktemp("whole") / "model"
+    return finetune(tiny_clip, training_folder, output, recipe=LONG, checkpoint_steps=6)
+
+
+@pytest.fixture(scope="module")
+def interrupted(tiny_clip, training_folder, tmp_path_factory) -> Path:
+    """A run that Ctrl-C ended after its second checkpoint."""
+    output = tmp_path_factory.mktemp("interrupted") / "model"
+
+    def press():
+        while not (output / "checkpoints" / "checkpoint-12" / "complete").exists():
+            os.sched_yield()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    finger = threading.Thread(target=press)
+    finger.start()
+    with pytest.raises(KeyboardInterrupt):
+        finetune(tiny_clip, training_folder, output, recipe=LONG, checkpoint_steps=6)
+    finger.join()
+    assert not (output / "README.md").exists()
+    return output
+
+
+@pytest.fixture
+def begun(interrupted, tmp_path) -> Path:
+    return shutil.copytree(interrupted, tmp_path / "begun")
+
+
+def assert_ends_like(whole: Path, output: Path) -> None:
+    """The model, the card and all that belongs to them, to the byte; the record holds times."""
+    files = [{path.name for path in folder.iterdir()} for folder in (whole, output)]
+    assert files[0] == files[1]
+    for name in files[0] - {"finetuning.json"}:
+        assert (output / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def flip(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8 % len(content)] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def test_an_interrupted_run_resumes_and_ends_with_the_bytes_of_a_whole_one(
+    begun, whole, tiny_clip, training_folder
+):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        finetune(tiny_clip, training_folder, begun, recipe=LONG, checkpoint_steps=6)
+    assert_ends_like(whole, begun)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "all of both"])
+def test_a_damaged_checkpoint_is_not_used_and_a_line_says_what_is(
+    name, begun, whole, tiny_clip, training_folder
+):
+    before, last = in_order(begun / "checkpoints")
+    if name == "all of both":
+        for path in (*before.iterdir(), *last.iterdir()):
+            flip(path, 12_345)
+        start = "Starting again from the beginning"
+    else:
+        flip(last / name, 12_345)
+        start = f"Resuming from {before.name}"
+    with pytest.warns(UserWarning, match=f"Expected .*{last.name}.* got other bytes. {start}"):
+        finetune(tiny_clip, training_folder, begun, recipe=LONG, checkpoint_steps=6)
+    assert_ends_like(whole, begun)
+
+
+def test_no_file_of_a_checkpoint_can_change_come_or_go_unnoticed(interrupted):
+    last = in_order(interrupted / "checkpoints")[-1]
+    assert is_whole(last)
+    files = sorted(path for path in last.iterdir())
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"} < {
+        path.name for path in files
+    }
+    random = np.random.default_rng(0)
+    for path in files:
+        for bit in random.integers(0, 8 * path.stat().st_size, 5).tolist():
+            flip(path, bit)
+            assert not is_whole(last), (path.name, bit)
+            flip(path, bit)
+        aside = path.rename(interrupted / path.name)
+        assert not is_whole(last), path.name
+        aside.rename(path)
+    (last / "more.bin").touch()
+    assert not is_whole(last)
+    (last / "more.bin").unlink()
+    assert is_whole(last)
+    other = shutil.copytree(last, interrupted / "checkpoints" / "checkpoint-99")
+    assert not is_whole(other)
+    shutil.rmtree(other)
+
+
+def test_a_damaged_record_is_named(begun, tiny_clip, training_folder):
+    record = begun / "finetuning.json"
+    kept = record.read_bytes()
+    number = kept.replace(b'"learning_rate": 0.001', b'"learning_rate": 0.002')
+    for content in (kept[:-40], number, b"{}", b"[]", b"\xff" + kept, b"[" * 100_000):
+        assert content != kept
+        record.write_bytes(content)
+        with pytest.raises(ValueError, match=r"finetuning\.json to be as finetune wrote it, got"):
+            finetune(tiny_clip, training_folder, begun, recipe=LONG, checkpoint_steps=6)
+
+
+def test_a_run_is_known_by_content_and_not_by_names(
+    begun, whole, tiny_clip, training_folder, training_rows, held_out, tmp_path
+):
+    def refused(match, model=tiny_clip, data=training_folder, **options):
+        with pytest.raises(FileExistsError, match=match):
+            finetune(model, data, begun, recipe=LONG, checkpoint_steps=6, **options)
+
+    clip = CLIPModel.from_pretrained(tiny_clip)
+    with torch.no_grad():
+        clip.logit_scale += 0.1
+    other = shutil.copytree(tiny_clip, tmp_path / "elsewhere" / tiny_clip.name)
+    clip.save_pretrained(other)
+    refused("another model content_sha256", model=other)
+
+    records = training_rows.to_list()
+    records[7]["image"], records[30]["image"] = records[30]["image"], records[7]["image"]
+    pictures = tmp_path / training_folder.name
+    pictures.mkdir()
+    Dataset.from_list(records, features=training_rows.features).to_parquet(
+        pictures / "train.parquet"
+    )
+    refused("another data content_sha256", data=pictures)
+    refused("another held_out", held_out=held_out)
+
+    moved = [
+        shutil.copytree(source, tmp_path / "moved" / name)
+        for name, source in {"model": tiny_clip, "data": training_folder}.items()
+    ]
+    finetune(*moved, begun, recipe=LONG, checkpoint_steps=6)
+    assert (begun / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_nothing_says_where_model_and_data_lay(tuned, tiny_clip, training_folder):
+    private = {str(tiny_clip.parent), str(training_folder.parent), str(tuned.parent)}
+    for path in tuned.iterdir():
+        content = path.read_bytes()
+        assert not [folder for folder in private if folder.encode() in content], path.name
+
+
+def test_two_runs_cannot_write_one_folder(begun, tiny_clip, training_folder):
+    with lock_for(begun), pytest.raises(FileExistsError, match="another process that is writing"):
+        finetune(tiny_clip, training_folder, begun, recipe=LONG, checkpoint_steps=6)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_killed_worker_ends_the_run_with_a_sentence_and_the_same_run_resumes(
+    begun, whole, tiny_clip, training_folder
+):
+    def kill():
+        while not multiprocessing.active_children():
+            os.sched_yield()
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(ChildProcessError, match=r"that decode images to live, got: DataLoader w"):
+        finetune(tiny_clip, training_folder, begun, recipe=LONG, checkpoint_steps=6, num_workers=1)
+    killer.join()
+    finetune(tiny_clip, training_folder, begun, recipe=LONG, checkpoint_steps=6, num_workers=1)
+    assert_ends_like(whole, begun)
+
+
+def test_an_image_that_cannot_be_read_is_named_also_where_workers_decode(
+    tiny_clip, training_rows, tmp_path
+):
+    rows = training_rows.cast_column("image", Image(decode=False)).to_list()
+    rows[11]["image"]["bytes"] = rows[11]["image"]["bytes"][:60]
+    rows = Dataset.from_list(rows).cast_column("image", Image())
+    for num_workers in (0, 2):
+        with pytest.raises(ValueError, match=r"^Expected row 11 .*image[^\n]*$"):
+            finetune(
+                tiny_clip,
+                rows,
+                tmp_path / f"out-{num_workers}",
+                recipe=SMALL,
+                num_workers=num_workers,
+            )
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting needs root")
+def test_a_full_disk_is_told_and_the_run_resumes_when_there_is_room(
+    whole, tiny_clip, training_folder, tmp_path
+):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this container may not mount")
+    try:
+        told, kept = [], []
+        for kilobytes in range(64, 20_000, 450):
+            remount = f"remount,size={kilobytes}k"
+            subprocess.run(["mount", "-o", remount, str(disk)], check=True)
+            try:
+                finetune(tiny_clip, training_folder, disk / "m", recipe=LONG, checkpoint_steps=6)
+                break
+            except OSError as error:
+                told.append(str(error))
+            assert not (disk / "m" / "README.md").exists()
+            checkpoints = in_order(disk / "m" / "checkpoints")
+            kept.append(sum(is_whole(checkpoint) for checkpoint in checkpoints))
+        assert all(re.match("Expected room on the disk for .* run the same", t) for t in told)
+        assert {0, 1, 2} == set(kept)  # it was full at the record, at checkpoints, at the model
+        assert_ends_like(whole, disk / "m")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def children_of(process: int) -> set[int]:
+    tasks = Path(f"/proc/{process}/task").glob("*/children")
+    return {int(child) for task in tasks for child in task.read_text().split()}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux's /proc")
+def test_the_processes_that_decode_die_with_a_killed_run(tiny_clip, training_folder, tmp_path):
+    arguments = command(tiny_clip, training_folder, tmp_path / "out", "--workers", "2")
+    arguments[arguments.index("--epochs") + 1] = "4000"
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
+    while process.poll() is None and len(children_of(process.pid)) < 2:
+        os.sched_yield()
+    children = children_of(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(children) >= 2
+    while any(Path(f"/proc/{child}/exe").exists() for child in children):  # no zombie counts
+        os.sched_yield()
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+TORCHRUN = [
+    *("-m", "torch.distributed.run", "--nproc_per_node", "2"),
+    *("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"),
+]
+
+# Writes the loss and the gradients of one step in float64, and which rows are in which batch.
 ONE_STEP = """
-import sys, torch
+import json, sys, torch
+from pathlib import Path
 from safetensors.torch import save_file
+from torch.utils.data import Subset
 from transformers import AutoProcessor, CLIPModel, TrainingArguments
 from hard_positives import Recipe
 from hard_positives.trainer import ContrastiveTrainer
@@ -666,14 +923,20 @@ from hard_positives.training_rows import (
 )
 model_dir, data, output = sys.argv[1:]
 rows = load_training_rows(data)
+ids = content_of(rows)[0]
 processor = AutoProcessor.from_pretrained(model_dir, backend="pil")
-args = TrainingArguments(output, use_cpu=True, report_to="none", remove_unused_columns=False)
+data = TrainingRows(rows, ids, *choose_texts(rows, Recipe(), 0))
+world_size = int(__import__("os").environ.get("WORLD_SIZE", 1))
+args = TrainingArguments(
+    output, use_cpu=True, report_to="none", remove_unused_columns=False, data_seed=3,
+    per_device_train_batch_size=8 // world_size, dataloader_drop_last=True,
+)
 trainer = ContrastiveTrainer(
     recipe=Recipe(), processor=processor, args=args,
+    train_dataset=Subset(data, range(37)),  # no multiple of the batch
     model=CLIPModel.from_pretrained(model_dir, dtype=torch.float64),
 )
 model = trainer.accelerator.prepare(trainer.model)
-data = TrainingRows(rows, content_of(rows)[0], *choose_texts(rows, Recipe(), 0))
 size = 8 // args.world_size
 mine = range(size * args.process_index, size * (args.process_index + 1))
 batch = Collator(processor)([data[place] for place in mine])
@@ -689,16 +952,22 @@ for hard_negatives in ("batch", "own"):
         found[f"{hard_negatives} {name}"] = values.grad.clone()
 if trainer.is_world_process_zero():
     save_file(found, f"{output}.safetensors")
+captions = [ids[row, 1] for row in range(40)]
+batches = [
+    [captions.index(caption) for caption in batch["content_ids"][:, 1].tolist()]
+    for batch in trainer.get_train_dataloader()
+]
+Path(f"{output}-{args.process_index}.json").write_text(json.dumps(batches))
 """
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_loss_and_the_gradients_of_one(tiny_clip, training_folder, tmp_path):
+def test_two_processes_share_the_rows_and_have_the_loss_and_the_gradients_of_one(
+    tiny_clip, training_folder, tmp_path
+):
     script = tmp_path / "step.py"
     script.write_text(ONE_STEP)
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    for name, how in (("one", []), ("two", torchrun)):
+    for name, how in (("one", []), ("two", TORCHRUN)):
         done = subprocess.run(
             [sys.executable, *how, script, tiny_clip, training_folder, tmp_path / name],
             capture_output=True,
@@ -712,21 +981,31 @@ def test_two_processes_have_the_loss_and_the_gradients_of_one(tiny_clip, trainin
     for name, values in one.items():
         torch.testing.assert_close(two[name], values, rtol=1e-8, atol=1e-12, msg=name)
 
+    [alone] = [json.loads(path.read_text()) for path in tmp_path.glob("one-*.json")]
+    shares = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("two-*.json"))]
+    assert len(shares) == 2
+    assert [{*first, *second} for first, second in zip(*shares, strict=True)] == [*map(set, alone)]
+    assert len({row for batch in alone for row in batch}) == 32 == sum(map(len, shares[0])) * 2
+
 
 @pytest.mark.slow
 def test_a_run_of_two_processes_ends_where_one_of_one_ends(tiny_clip, training_folder, tmp_path):
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    for name, how in (("two", launch), ("one", [sys.executable])):
-        arguments = command(tiny_clip, training_folder, tmp_path / name)
-        done = subprocess.run([*how, *arguments], capture_output=True, text=True, cwd=ROOT)
+    for name, how in (("two", TORCHRUN), ("one", [])):
+        arguments = command(tiny_clip, training_folder, tmp_path / name, "--checkpoint-steps", "6")
+        done = subprocess.run(
+            [sys.executable, *how, *arguments], capture_output=True, text=True, cwd=ROOT
+        )
         assert done.returncode == 0, done.stderr
     records = [
         json.loads((tmp_path / name / "finetuning.json").read_text()) for name in ("one", "two")
     ]
+    assert [record["num_processes"] for record in records] == [[1], [2]]
     assert records[0]["settings"] == records[1]["settings"]
     losses = [[e["loss"] for e in record["history"] if "loss" in e] for record in records]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, values in one.items():
+        torch.testing.assert_close(two[name], values, rtol=0, atol=1e-4, msg=name)
 
 
 def test_the_command_says_what_is_wrong_in_a_sentence(training_folder, tmp_path):
