@@ -34,6 +34,7 @@ from hard_positives import (
     finetune,
     generate,
     read_captions,
+    score,
 )
 from hard_positives.checkpoints import in_order, is_whole
 from hard_positives.cli import app
@@ -1003,9 +1004,11 @@ def test_a_run_of_two_processes_ends_where_one_of_one_ends(tiny_clip, training_f
     assert records[0]["settings"] == records[1]["settings"]
     losses = [[e["loss"] for e in record["history"] if "loss" in e] for record in records]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    for name, values in one.items():
-        torch.testing.assert_close(two[name], values, rtol=0, atol=1e-4, msg=name)
+    # Not the weights: what moves a bias of the keys is rounding alone, which Adam makes large.
+    rows = load_dataset(str(training_folder), split="train").filter(lambda row: all(row.values()))
+    one, two = (score(tmp_path / name, rows, cache=False) for name in ("one", "two"))
+    np.testing.assert_allclose(two, one, rtol=0, atol=1e-3)
+    assert np.abs(one - score(tiny_clip, rows, cache=False)).max() > 0.1
 
 
 def test_the_command_says_what_is_wrong_in_a_sentence(training_folder, tmp_path):
