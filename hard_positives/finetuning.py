@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from huggingface_hub import ModelCardData
 from safetensors import SafetensorError
@@ -38,11 +37,11 @@ from transformers.trainer_callback import PrinterCallback
 
 from hard_positives.checkpoints import in_order, last_whole
 from hard_positives.encoders import ImageTextModel
-from hard_positives.machine import is_main_process
+from hard_positives.machine import is_main_process, processes
 from hard_positives.names import public_name
 from hard_positives.recipes import RECIPES, Recipe, check_choice
 from hard_positives.rows import RowIndex, check_columns, index_rows
-from hard_positives.scoring import EMBEDDED_MODEL, load_model
+from hard_positives.scoring import EMBEDDED_MODEL, damage_as_value_error, load_model
 from hard_positives.sources import load_splits
 from hard_positives.trainer import ContrastiveTrainer, TrainingGuard
 from hard_positives.training_rows import (
@@ -128,7 +127,8 @@ def finetune(
     with _lock(output):
         _check_output(output)
         ids, content = content_of(rows)
-        processor = _load_processor(model, rows)
+        with damage_as_value_error(str(model)):
+            processor = _load_processor(model, rows)
         encoder = load_model(model, processor=processor)
         settings = {
             "model": {"id": _name_of(model), **_identity(encoder)},
@@ -175,7 +175,7 @@ def _train(trainer: ContrastiveTrainer, processor: ProcessorMixin, output: Path)
     if "before" not in record:
         record["before"] = trainer.evaluate() if trainer.eval_dataset else {}
     # Nearly always one number; several where a run was resumed with more or fewer processes.
-    numbers = {*record.get("num_processes", []), PartialState().num_processes}
+    numbers = {*record.get("num_processes", []), processes().num_processes}
     record["num_processes"] = sorted(numbers)
     _write_record(output, record)
     trainer.train(resume_from_checkpoint=_last_checkpoint(output / _CHECKPOINTS))
@@ -189,7 +189,7 @@ def _train(trainer: ContrastiveTrainer, processor: ProcessorMixin, output: Path)
 def _last_checkpoint(folder: Path) -> str | None:
     if is_main_process():
         last_whole(folder)  # removes what is newer
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
     found = in_order(folder)
     return str(found[-1]) if found else None
 
@@ -248,7 +248,7 @@ def _arguments(
     recipe = settings["recipe"]
     arguments = TrainingArguments(
         output_dir=str(output / _CHECKPOINTS),
-        per_device_train_batch_size=recipe["batch_size"] // PartialState().num_processes,
+        per_device_train_batch_size=recipe["batch_size"] // processes().num_processes,
         num_train_epochs=recipe["epochs"],
         learning_rate=recipe["learning_rate"],
         warmup_steps=recipe["warmup_steps"],
@@ -341,11 +341,10 @@ def _check_batches(recipe: Recipe, num_rows: int) -> None:
             f"Expected at least {recipe.batch_size} rows, one batch, got {num_rows}. Give more "
             "rows or a smaller batch_size."
         )
-    is_main_process()  # finds out about the other processes
-    processes = PartialState().num_processes
-    if recipe.batch_size % processes:
+    number = processes().num_processes
+    if recipe.batch_size % number:
         raise ValueError(
-            f"Expected batch_size to divide among {processes} processes, got {recipe.batch_size}."
+            f"Expected batch_size to divide among {number} processes, got {recipe.batch_size}."
         )
 
 
@@ -375,13 +374,13 @@ def _begin_or_resume(output: Path, settings: dict[str, Any]) -> None:
     """Make the folder, or find that it is of the same run; every process looks, one writes."""
     if (output / _RECORD).is_file():
         _check_same_run(output, settings)
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
     if is_main_process() and not (output / _RECORD).is_file():
         output.mkdir(parents=True, exist_ok=True)
         names = ("hard-positives", "accelerate", "datasets", "torch", "transformers")
         versions = {name: version(name) for name in names}
         _write_record(output, {"settings": settings, "versions": versions})
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
 
 
 def _check_same_run(output: Path, settings: dict[str, Any]) -> None:

@@ -167,7 +167,7 @@ def load_model(
             raise ValueError(f"Expected {name} to be one of {known}, got {value!r}.")
     target = _chosen_device(device)
     if isinstance(model, (str, Path)):
-        with _damage_as_value_error(str(model)):
+        with damage_as_value_error(str(model)):
             model, processor = _load_pretrained(model, processor, revision, target, dtype)
     elif not isinstance(model, torch.nn.Module):
         if not callable(model):
@@ -206,7 +206,7 @@ def _on_target(model: PreTrainedModel, device: torch.device, dtype: torch.dtype)
 
 
 @contextmanager
-def _damage_as_value_error(model: str) -> Iterator[None]:
+def damage_as_value_error(model: str) -> Iterator[None]:
     """Name the model whose files cannot be read; the libraries raise errors of many kinds."""
     try:
         yield

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch.distributed.nn.functional import all_gather
 from transformers import ProcessorMixin, Trainer, TrainerCallback
 
@@ -18,6 +17,7 @@ from hard_positive_metric import compute_metrics
 from hard_positives.checkpoints import in_order, seal
 from hard_positives.encoders import DualEncoder, Options
 from hard_positives.loss import contrastive_loss, texts_known_true
+from hard_positives.machine import processes
 from hard_positives.recipes import Recipe
 from hard_positives.scoring import score_rows
 from hard_positives.training_rows import Collator
@@ -85,18 +85,12 @@ class ContrastiveTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Score the model as it is on the held-out splits: fractions by split and figure."""
-        model = self.accelerator.unwrap_model(self.model)
-        was_training = model.training
-        encoder = DualEncoder(model.eval(), self.processor)
+        encoder = DualEncoder(self.accelerator.unwrap_model(self.model), self.processor)
         metrics = {}
-        try:
-            for split, (index, categories) in self.eval_dataset.items():
-                logits = score_rows(encoder, index, Options(cache=False, progress=False))
-                figures = compute_metrics(logits, groups=categories)["macro"]
-                for name in FIGURES:
-                    metrics[f"{metric_key_prefix}_{split}_{name}"] = figures[name]
-        finally:
-            model.train(was_training)
+        for split, (index, categories) in self.eval_dataset.items():
+            logits = score_rows(encoder, index, Options(cache=False, progress=False))
+            figures = compute_metrics(logits, groups=categories)["macro"]
+            metrics |= {f"{metric_key_prefix}_{split}_{name}": figures[name] for name in FIGURES}
         self.log({**metrics})  # it adds to what it gets
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -131,7 +125,7 @@ class TrainingGuard(TrainerCallback):
 
     def on_save(self, args, state, control, **_):
         """Seal the checkpoint, then remove all but the last two."""
-        PartialState().wait_for_everyone()  # each process has written a file of its own
+        processes().wait_for_everyone()  # each process has written a file of its own
         if state.is_world_process_zero:
             folder = Path(args.output_dir)
             seal(folder / f"checkpoint-{state.global_step}")

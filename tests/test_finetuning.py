@@ -595,6 +595,31 @@ def test_every_text_of_a_batch_is_compared_as_its_own_rows(tiny_clip, training_r
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
 
 
+def test_scoring_on_the_way_leaves_the_mode_that_it_found(
+    tiny_clip, training_folder, held_out, tmp_path
+):
+    modes, evaluate_trainer = [], ContrastiveTrainer.evaluate
+
+    def watched(self, *args, **options):
+        before = [module.training for module in self.model.modules()]
+        figures = evaluate_trainer(self, *args, **options)
+        modes.append((before, [module.training for module in self.model.modules()]))
+        return figures
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ContrastiveTrainer, "evaluate", watched)
+        finetune(
+            tiny_clip,
+            training_folder,
+            tmp_path / "out",
+            recipe=SMALL,
+            held_out=held_out,
+            checkpoint_steps=10,
+        )
+    assert all(before == after for before, after in modes)
+    assert [all(before) for before, _ in modes][:2] == [False, True]  # before and in training
+
+
 def test_gains_biases_and_the_scale_do_not_decay(tiny_clip, tmp_path):
     trainer = trainer_of(tiny_clip, SMALL, tmp_path, weight_decay=0.3)
     decaying, others = trainer.create_optimizer().param_groups
