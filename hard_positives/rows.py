@@ -268,9 +268,21 @@ def decode_image(cell: dict[str, Any] | None, row: int) -> PILImage.Image:
 
 
 def open_image(rows: RowIndex, place: int) -> PILImage.Image:
-    """Decode a distinct image; see :func:`decode_image`."""
+    """Decode a distinct image; see :func:`decode_image`.
+
+    Raises:
+        ValueError: Also where a file has changed since it was indexed: its embedding would be kept
+            under the digest of the earlier one.
+    """
     row = rows.first_rows[place]
-    return decode_image(rows.images[row]["image"], row)
+    cell = rows.images[row]["image"]
+    file = read_image_file(cell, row)
+    if cell["bytes"] is None and hashlib.sha256(file).hexdigest() != rows.image_digests[place]:
+        raise ValueError(
+            f"Expected the image file of row {row} to stay as it is while it is scored, got other "
+            f"bytes in {cell['path']}. Run the same again."
+        )
+    return decode_image({"bytes": file, "path": None}, row)
 
 
 class PreparedImages(torch.utils.data.Dataset):

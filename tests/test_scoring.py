@@ -131,6 +131,18 @@ def test_images_on_disk_are_scored_as_those_in_the_rows(tiny_clip, tmp_path, tri
     np.testing.assert_array_equal(score(tiny_clip, mixed), score(tiny_clip, triples, cache=False))
 
 
+def test_an_image_file_that_changes_while_it_is_scored_is_refused(tmp_path, triples):
+    cells = triples.cast_column("image", ImageFeature(decode=False))["image"][:]
+    (tmp_path / "0.png").write_bytes(cells[0]["bytes"])
+    rows = triples.select(range(1)).to_list()
+    rows[0]["image"] = {"bytes": None, "path": str(tmp_path / "0.png")}
+    index = index_rows(Dataset.from_list(rows, features=triples.features))
+    assert open_image(index, 0).size == (60, 40)
+    (tmp_path / "0.png").write_bytes(cells[39]["bytes"])
+    with pytest.raises(ValueError, match="image file of row 0 to stay as it is"):
+        open_image(index, 0)
+
+
 def test_only_the_encoders_run_in_half_precision(tiny_clip, triples):
     full = score(tiny_clip, triples)
     half = score(tiny_clip, triples, dtype="bfloat16")
