@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoProcessor, BertConfig, BertModel, CLIPModel, CLIPTokenizer
 
 from hard_positives import score as score_with_cache
-from hard_positives.rows import CAPTION_COLUMNS, index_rows
+from hard_positives.rows import CAPTION_COLUMNS, index_rows, open_image
 from hard_positives.scoring import load_model
 
 score = partial(score_with_cache, cache=False)  # tests/test_engine.py has the cache
