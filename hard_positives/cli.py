@@ -18,7 +18,8 @@ app = typer.Typer(
     name="hard-positives",
     help="Measure how well image-text models understand composition, with hard positives.",
     epilog="Exit codes: 0 done; 1 the input is wrong, with one sentence on stderr; 2 the command "
-    "line is wrong; 130 interrupted. Colours are left out in a pipe and where NO_COLOR is set.",
+    "line is wrong; 130 interrupted. Colours are left out in a pipe and where NO_COLOR is set. "
+    "HARD_POSITIVES_TRACEBACK=1 shows the traceback behind an error.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -53,27 +54,46 @@ Json = Annotated[
 
 
 @contextmanager
-def _input_errors() -> Iterator[None]:
-    """Show what is wrong with the input as a sentence, without a traceback; exit code 1."""
-    try:
-        yield
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        typer.secho(f"Error: {error}", fg=None if "NO_COLOR" in os.environ else "red", err=True)
-        raise typer.Exit(1) from error
+def _in_sentences(resumes: bool = False) -> Iterator[None]:
+    """Say in a sentence each what is wrong (exit code 1), what is to be told, and an interrupt.
 
-
-@contextmanager
-def _warnings_as_sentences() -> Iterator[None]:
-    """Show warnings without the place in the code that they come from."""
+    Decorates a command as a whole, since its imports take seconds in which Ctrl-C can come.
+    """
     import warnings
 
-    with warnings.catch_warnings(record=True) as caught:
-        yield
-    for warning in caught:
-        typer.echo(f"Warning: {warning.message}", err=True)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            yield
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            if os.environ.get("HARD_POSITIVES_TRACEBACK"):
+                raise
+            _echo_error(f"Error: {error}")
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            again = "resumes where it stopped" if resumes else "starts it again"
+            _echo_error(f"Interrupted. The same command {again}.")
+            raise typer.Exit(130) from error
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    if issubclass(category, UserWarning):  # not the notes of libraries to developers
+        typer.echo(f"Warning: {_printable_lines(message)}", err=True)
+
+
+def _echo_error(sentence: str) -> None:
+    colour = None if "NO_COLOR" in os.environ else "red"
+    typer.secho(_printable_lines(sentence), fg=colour, err=True)
+
+
+def _printable_lines(text: object) -> str:
+    from hard_positives.names import printable
+
+    return "\n".join(map(printable, str(text).splitlines()))
 
 
 @app.command()
+@_in_sentences()
 def build(
     output: Annotated[Path, typer.Argument(help="Folder to write; must not exist yet.")],
     images: Annotated[
@@ -101,14 +121,14 @@ def build(
 
     chosen = {"annotation_dir": annotations, "images": images, "splits": split}
     given = {name: value for name, value in chosen.items() if value}
-    with _input_errors(), _warnings_as_sentences():
-        builder = HardPositives(config_name="visual_genome", **given)
-        build_parquet(builder.as_streaming_dataset(), output, progress=not quiet)
+    builder = HardPositives(config_name="visual_genome", **given)
+    build_parquet(builder.as_streaming_dataset(), output, progress=not quiet)
     if not quiet:
         typer.echo(f"Built {output}. Next: hard-positives evaluate MODEL --dataset {output}")
 
 
 @app.command()
+@_in_sentences(resumes=True)
 def evaluate(
     model: Annotated[
         str, typer.Argument(help="Hub id or folder of a CLIP-like model, or the tiny built-in one.")
@@ -162,28 +182,28 @@ def evaluate(
     from hard_positives import evaluate as evaluate_model
     from hard_positives import render_table
     from hard_positives.machine import is_main_process
+    from hard_positives.result_files import prepare_folder
 
-    with _input_errors():
-        if output is not None:
-            output.mkdir(parents=True, exist_ok=True)  # before hours of work, not after
-        result = evaluate_model(
-            model,
-            dataset,
-            splits=split,
-            revision=revision,
-            dataset_revision=dataset_revision,
-            device=device,
-            dtype=dtype,
-            preprocessing=preprocessing,
-            batch_size=batch_size,
-            num_workers=workers,
-            cache=cache,
-            progress=not quiet,
-        )
-        if not is_main_process():  # under accelerate launch one speaks for all
-            return
-        if output is not None:
-            result.save(output)
+    if output is not None:
+        prepare_folder(output, dataset)  # before hours of work, not after
+    result = evaluate_model(
+        model,
+        dataset,
+        splits=split,
+        revision=revision,
+        dataset_revision=dataset_revision,
+        device=device,
+        dtype=dtype,
+        preprocessing=preprocessing,
+        batch_size=batch_size,
+        num_workers=workers,
+        cache=cache,
+        progress=not quiet,
+    )
+    if not is_main_process():  # under accelerate launch one speaks for all
+        return
+    if output is not None:
+        result.save(output)
     if as_json:
         typer.echo(json.dumps({"signature": result.signature, "metrics": result.metrics}, indent=2))
         return
@@ -193,6 +213,7 @@ def evaluate(
 
 
 @app.command()
+@_in_sentences()
 def report(
     results: Annotated[
         list[Path], typer.Argument(help="Folders from `hard-positives evaluate --output`.")
@@ -210,14 +231,14 @@ def report(
     """Write results as one web page that needs no network, and as Markdown."""
     from hard_positives import EvaluationResult, write_report
 
-    with _input_errors(), _warnings_as_sentences():
-        loaded = [EvaluationResult.load(folder) for folder in results]
-        page = write_report(loaded, output, dataset=dataset)
+    loaded = [EvaluationResult.load(folder) for folder in results]
+    page = write_report(loaded, output, dataset=dataset)
     if not quiet:
         typer.echo(f"Wrote {page} and report.md beside it.")
 
 
 @app.command()
+@_in_sentences()
 def compare(
     first: Annotated[Path, typer.Argument(help="Folder with the results to start from.")],
     second: Annotated[Path, typer.Argument(help="Folder with the results to judge.")],
@@ -232,9 +253,8 @@ def compare(
     from hard_positives import EvaluationResult, render_comparison
     from hard_positives import compare as compare_results
 
-    with _input_errors():
-        results = [EvaluationResult.load(folder) for folder in (first, second)]
-        differences = compare_results(*results)
+    results = [EvaluationResult.load(folder) for folder in (first, second)]
+    differences = compare_results(*results)
     if as_json:
         typer.echo(json.dumps([asdict(difference) for difference in differences], indent=2))
     else:
@@ -242,6 +262,7 @@ def compare(
 
 
 @app.command()
+@_in_sentences(resumes=True)
 def generate(
     captions: Annotated[
         str,
@@ -299,32 +320,32 @@ def generate(
         "hard_positive_swap": published_swap,
         "hard_positive_replace": published_replace,
     }
-    with _input_errors():
-        editor = Rules(seed)
-        if model is not None:
-            editor = LanguageModel(
-                model,
-                base_url,
-                api_key=os.environ.get("HARD_POSITIVES_API_KEY"),
-                temperature=temperature,
-                seed=seed,
-                max_in_flight=max_in_flight,
-            )
-        source = read_captions(
-            captions,
-            images=images,
-            split=split,
-            caption_column=caption_column,
-            image_column=image_column,
+    editor = Rules(seed)
+    if model is not None:
+        editor = LanguageModel(
+            model,
+            base_url,
+            api_key=os.environ.get("HARD_POSITIVES_API_KEY"),
+            temperature=temperature,
+            seed=seed,
+            max_in_flight=max_in_flight,
         )
-        for task, path in published.items():
-            source = source if path is None else source.with_published(path, task)
-        generate_rows(source, output, editor, workers=workers, engine=engine, progress=not quiet)
+    source = read_captions(
+        captions,
+        images=images,
+        split=split,
+        caption_column=caption_column,
+        image_column=image_column,
+    )
+    for task, path in published.items():
+        source = source if path is None else source.with_published(path, task)
+    generate_rows(source, output, editor, workers=workers, engine=engine, progress=not quiet)
     if not quiet:
         typer.echo(f"Wrote {output}; generation.json there has the counts.")
 
 
 @app.command()
+@_in_sentences(resumes=True)
 def finetune(
     model: Annotated[str, typer.Argument(help="Hub id or folder of a CLIP, or shapes_clip.")],
     data: Annotated[
@@ -401,27 +422,27 @@ def finetune(
         "warmup_steps": warmup_steps,
         "weight_decay": weight_decay,
     }
-    with _input_errors():
-        check_choice("recipe", recipe, RECIPES)
-        given = {name: value for name, value in changes.items() if value is not None}
-        finetune_model(
-            model,
-            data,
-            output,
-            recipe=replace(RECIPES[recipe], **given),
-            split=split,
-            held_out=held_out,
-            seed=seed,
-            checkpoint_steps=checkpoint_steps,
-            dtype=dtype,
-            num_workers=workers,
-            progress=not quiet,
-        )
+    check_choice("recipe", recipe, RECIPES)
+    given = {name: value for name, value in changes.items() if value is not None}
+    finetune_model(
+        model,
+        data,
+        output,
+        recipe=replace(RECIPES[recipe], **given),
+        split=split,
+        held_out=held_out,
+        seed=seed,
+        checkpoint_steps=checkpoint_steps,
+        dtype=dtype,
+        num_workers=workers,
+        progress=not quiet,
+    )
     if is_main_process() and not quiet:
         typer.echo(f"Wrote {output}. Next: hard-positives evaluate {output}")
 
 
 @publish.command("dataset")
+@_in_sentences(resumes=True)
 def publish_dataset(
     folder: Annotated[Path, typer.Argument(help="Folder from `hard-positives build`.")],
     repo_id: Annotated[str, typer.Argument(help="organization/name of the dataset on the Hub.")],
@@ -437,19 +458,19 @@ def publish_dataset(
     """Publish a built folder with a complete card and a picture of examples."""
     from hard_positives import hub
 
-    with _input_errors():
-        _tell(
-            hub.publish_dataset(
-                folder,
-                repo_id,
-                private=private,
-                create_pr=create_pr,
-                evaluation_framework=evaluation_framework,
-            )
+    _tell(
+        hub.publish_dataset(
+            folder,
+            repo_id,
+            private=private,
+            create_pr=create_pr,
+            evaluation_framework=evaluation_framework,
         )
+    )
 
 
 @publish.command("metric")
+@_in_sentences()
 def publish_metric(
     repo_id: Annotated[str, typer.Argument(help="organization/hard_positive_metric.")],
     private: Annotated[bool, typer.Option("--private", help="Make it private.")] = False,
@@ -460,11 +481,11 @@ def publish_metric(
     """Publish the metric as a Space, for evaluate.load and with a page to try it."""
     from hard_positives import hub
 
-    with _input_errors():
-        _tell(hub.publish_metric(repo_id, private=private, create_pr=create_pr))
+    _tell(hub.publish_metric(repo_id, private=private, create_pr=create_pr))
 
 
 @publish.command("results")
+@_in_sentences()
 def publish_results(
     folder: Annotated[Path, typer.Argument(help="Folder from `hard-positives evaluate --output`.")],
     repo_id: Annotated[str, typer.Argument(help="organization/name of the evaluated model.")],
@@ -479,13 +500,12 @@ def publish_results(
     from hard_positives import hub
     from hard_positives.names import printable
 
-    with _input_errors():
-        publication = hub.publish_results(folder, repo_id, create_pr=create_pr, dry_run=dry_run)
-        if dry_run and publication.diff:  # of a card that others have written
-            for line in publication.diff.removesuffix("\n").split("\n"):
-                typer.echo(printable(line.removesuffix("\r")))
-        else:
-            _tell(publication)
+    publication = hub.publish_results(folder, repo_id, create_pr=create_pr, dry_run=dry_run)
+    if dry_run and publication.diff:  # of a card that others have written
+        for line in publication.diff.removesuffix("\n").split("\n"):
+            typer.echo(printable(line.removesuffix("\r")))
+    else:
+        _tell(publication)
 
 
 def _tell(publication: "Publication") -> None:
@@ -496,6 +516,7 @@ def _tell(publication: "Publication") -> None:
 
 
 @app.command()
+@_in_sentences()
 def cache(
     empty: Annotated[bool, typer.Option(help="Remove all of it.")] = False,
 ) -> None:
