@@ -91,7 +91,7 @@ def layouts(largest: int, seed: int) -> Iterator[Rows]:
 
 
 def replace_rows(folder: Path) -> Iterator[Rows]:
-    triples = read_triples(read_annotation_dir(folder), "replace")
+    triples = read_triples(read_annotation_dir(folder, ["replace"]), "replace")
     images = np.unique([triple.image_id for triple in triples], return_inverse=True)[1]
     categories = np.unique([triple.category for triple in triples], return_inverse=True)
     yield Rows("REPLACE macro", images, categories[1])

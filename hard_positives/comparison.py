@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from scipy import stats
 
-from hard_positive_metric import RowOutcomes, row_outcomes, wilson_interval
+from hard_positive_metric import RowOutcomes, paired_difference, row_outcomes
 from hard_positives.evaluation import VIEWS, EvaluationResult
 
 # Figure -> the field of RowOutcomes whose mean it is, and whether more of it is better.
@@ -43,12 +42,12 @@ class PairedDifference:
         difference: ``second - first``, in [-1, 1]. For the accuracies above 0 is better for the
             second model, for brittleness and drop below 0.
         standard_error: Of the difference, clustered by image; None with a single image.
-        ci_low: Lower end of the 95 % interval of the difference; None with a single image.
+        ci_low: Lower end of the 95 % interval of the difference; None where fewer than 4 effective
+            images are left, too few for any.
         ci_high: Upper end.
         won: Rows that the second model alone has right (for brittleness: is alone not brittle).
         lost: Rows that the first model alone has right.
-        p_value: McNemar's exact test of ``won`` against ``lost``. It takes every row as
-            independent; where images have several rows, trust the interval. None for ``macro``.
+        p_value: Two-sided test of no difference, clustered by image; None where the ends are.
     """
 
     view: str
@@ -72,11 +71,8 @@ def compare(first: EvaluationResult, second: EvaluationResult) -> list[PairedDif
     """Compare two models row by row, on the same rows.
 
     With d_i = x_i(second) - x_i(first) in {-1, 0, 1} the difference is the mean of d, for ``macro``
-    the mean of the categories' means. Its standard error is the clustered one of
-    ``hard_positive_metric.compute_metrics``, with d_i in the place of x_i and images as clusters:
-    sqrt(C / (C - 1) * S). The interval is difference -+ t standard errors, with the 97.5 % quantile
-    of Student's t at C - 1 degrees of freedom. Where all d_i are equal, their spread tells nothing
-    of the error, and the margin is that of a share of 0 seen in C rows (``wilson_interval``).
+    the mean of the categories' means. Error, interval and p-value are those of
+    ``hard_positive_metric.paired_difference``, with images as clusters.
 
     Args:
         first: The model to start from, such as the base model.
@@ -94,10 +90,6 @@ def compare(first: EvaluationResult, second: EvaluationResult) -> list[PairedDif
         >>> tuned = EvaluationResult.load("results/tuned")  # doctest: +SKIP
         >>> compare(result, tuned)[0].difference  # doctest: +SKIP
         0.0421
-
-    Source:
-        McNemar (Psychometrika 1947), exact as ``scipy.stats.binomtest(won, won + lost)``. The
-        clustered error: Liang and Zeger (Biometrika 1986).
     """
     check_same_rows([first, second])
     splits = np.array(first.scores["split"].to_pylist())
@@ -175,8 +167,6 @@ def _compare_rows(
         taken = [outcome.take(member) for outcome in outcomes]
         for figure in FIGURES:
             estimate = _paired_estimate(*taken, figure, weights[member], clusters[member])
-            if group == "macro":
-                estimate["p_value"] = None
             yield PairedDifference(view, split, group, figure, **estimate)
 
 
@@ -187,74 +177,20 @@ def _paired_estimate(
     before, after = getattr(first, field), getattr(second, field)
     gained, missed = int((after & ~before).sum()), int((before & ~after).sum())
     won, lost = (gained, missed) if more_is_better else (missed, gained)
-    images, clusters = np.unique(clusters, return_inverse=True)
-    differences = after.astype(int) - before.astype(int)
-    error, low, high = paired_interval(differences, groups, clusters)
+    paired = paired_difference(after.astype(int) - before, groups=groups, clusters=clusters)
     return {
         "num_examples": len(groups),
-        "num_clusters": len(images),
+        "num_clusters": len(np.unique(clusters)),
         "first": float(_mean_of_groups(before, groups).mean()),
         "second": float(_mean_of_groups(after, groups).mean()),
-        "difference": float(_mean_of_groups(differences, groups).mean()),
-        "standard_error": error,
-        "ci_low": low,
-        "ci_high": high,
+        "difference": paired.value,
+        "standard_error": paired.standard_error,
+        "ci_low": paired.ci_low,
+        "ci_high": paired.ci_high,
         "won": won,
         "lost": lost,
-        "p_value": mcnemar(won, lost),
+        "p_value": paired.p_value,
     }
-
-
-def paired_interval(
-    differences: np.ndarray, groups: np.ndarray, clusters: np.ndarray
-) -> tuple[float | None, float | None, float | None]:
-    """Estimate how sure a mean of within-row differences is; :func:`compare` has the formula.
-
-    Args:
-        differences: (N,) of -1, 0 and 1.
-        groups: (N,) whole numbers from 0 without gaps; the mean is that of the groups' means.
-        clusters: (N,) whole numbers from 0 without gaps.
-
-    Returns:
-        The standard error and the lower and upper end of the 95 % interval in [-1, 1]; three times
-        None with a single cluster.
-
-    Examples:
-        >>> rows = np.array([1, 0, 0, 0, 1, -1, 0, 0])
-        >>> error, low, high = paired_interval(rows, np.zeros(8, dtype=int), np.arange(8))
-        >>> round(error, 3), round(low, 3), round(high, 3)
-        (0.227, -0.411, 0.661)
-    """
-    num_clusters = int(clusters.max()) + 1
-    if num_clusters == 1:
-        return None, None, None
-    means, sizes = _mean_of_groups(differences, groups), np.bincount(groups)
-    residuals = (differences - means[groups]) / (len(sizes) * sizes[groups])
-    spread = np.square(np.bincount(clusters, residuals)).sum()
-    error = float(np.sqrt(num_clusters / (num_clusters - 1) * spread))
-    margin = stats.t.ppf(0.975, num_clusters - 1) * error
-    if (differences == differences[0]).all():
-        margin = wilson_interval(0.0, num_clusters)[1]
-    centre = means.mean()
-    return error, float(max(-1.0, centre - margin)), float(min(1.0, centre + margin))
-
-
-def mcnemar(won: int, lost: int) -> float:
-    """Compute the two-sided p-value of McNemar's exact test from the rows that differ.
-
-    Args:
-        won: Rows that only the second model has right.
-        lost: Rows that only the first model has right.
-
-    Returns:
-        In (0, 1]; 1 where no row differs. Small where chance alone would seldom part ``won`` and
-        ``lost`` so far.
-
-    Examples:
-        >>> round(mcnemar(9, 1), 4)
-        0.0215
-    """
-    return float(stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
 
 def _mean_of_groups(values: np.ndarray, groups: np.ndarray) -> np.ndarray:

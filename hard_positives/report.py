@@ -59,9 +59,9 @@ EXPLANATION = (
     "between the two. Drop: original - augmented. A tie is wrong. Human figures are second-hand."
 )
 COMPARISON_EXPLANATION = (
-    "% of rows; difference = second - first with its 95 % interval, clustered by image. Won, lost: "
-    "rows that only the second, only the first model has right. p: McNemar's exact test of won "
-    "against lost, which takes rows of one image as independent; trust the interval."
+    "% of rows; difference = second - first with its 95 % interval. Won, lost: rows that only the "
+    "second, only the first model has right. p: test of no difference. Interval and p count rows "
+    "of one image as dependent; neither is given where too few images are left."
 )
 DASH = "\u2013"  # of a range, and where there is no interval
 NO_INTERVAL = f"{DASH}: too few images for an interval."
