@@ -244,7 +244,7 @@ def compare(
     second: Annotated[Path, typer.Argument(help="Folder with the results to judge.")],
     as_json: Json = False,
 ) -> None:
-    """Compare two models on the same rows: differences, intervals, McNemar's test."""
+    """Compare two models on the same rows: differences, intervals, p-values."""
     import json
     from dataclasses import asdict
 

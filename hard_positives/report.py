@@ -61,7 +61,7 @@ EXPLANATION = (
 COMPARISON_EXPLANATION = (
     "% of rows; difference = second - first with its 95 % interval. Won, lost: rows that only the "
     "second, only the first model has right. p: test of no difference. Interval and p count rows "
-    "of one image as dependent; neither is given where too few images are left."
+    "of one image as dependent; \u2013: too few images for either."
 )
 DASH = "\u2013"  # of a range, and where there is no interval
 NO_INTERVAL = f"{DASH}: too few images for an interval."
@@ -231,7 +231,7 @@ def _views_that_differ(differences: Sequence[PairedDifference]) -> list[str]:
 
 
 def _comparison_cells(row: PairedDifference) -> list[str]:
-    interval = "" if row.ci_low is None else f"{_signed(row.ci_low)} to {_signed(row.ci_high)}"
+    interval = DASH if row.ci_low is None else f"{_signed(row.ci_low)} to {_signed(row.ci_high)}"
     counts = ["", ""] if row.group == "macro" else [f"{row.won:,}", f"{row.lost:,}"]
     shares = [_percent(row.first), _percent(row.second), _signed(row.difference)]
     return [*shares, interval, *counts, _p_value(row.p_value)]
@@ -239,7 +239,7 @@ def _comparison_cells(row: PairedDifference) -> list[str]:
 
 def _p_value(value: float | None) -> str:
     if value is None:
-        return ""
+        return DASH
     return "<.001" if value < 0.0005 else f"{value:.3f}"
 
 

@@ -1,6 +1,8 @@
 """The metric: figures, errors of the figures, and the `evaluate` shell around them."""
 
+import decimal
 import doctest
+import fractions
 import json
 import math
 import os
@@ -15,9 +17,16 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from scipy import stats
+from scipy import sparse, stats
 
-from hard_positive_metric import OUTCOMES, compute_metrics, row_outcomes, wilson_interval
+from hard_positive_metric import (
+    OUTCOMES,
+    compute_metrics,
+    paired_difference,
+    row_outcomes,
+    share_of_rows,
+    wilson_interval,
+)
 from hard_positive_metric import hard_positive_metric as metric_file
 
 ROOT = Path(__file__).parents[1]
@@ -339,7 +348,7 @@ def test_without_clusters_the_standard_error_is_that_of_independent_rows():
     assert alone == metrics
 
 
-def test_repeating_every_row_within_its_cluster_changes_neither_error_nor_interval():
+def test_repeating_every_row_within_its_cluster_changes_no_error_and_hardly_the_interval():
     logits, references = random_rows(8)
     once = compute_metrics(logits, references)
     thrice = compute_metrics(
@@ -348,7 +357,10 @@ def test_repeating_every_row_within_its_cluster_changes_neither_error_nor_interv
     careless = compute_metrics(np.repeat(logits, 3, 0), np.repeat(references, 3, 0))
     for figure in FIGURES:
         for end in ("_standard_error", "_ci_low", "_ci_high"):
-            assert thrice[figure + end] == pytest.approx(once[figure + end])
+            assert thrice[figure + end] == pytest.approx(once[figure + end], abs=1e-3)
+        widths = [part[f"{figure}_ci_high"] - part[f"{figure}_ci_low"] for part in (once, thrice)]
+        # How alike the rows of a cluster are is now estimated, with 298 degrees of freedom.
+        assert widths[0] < widths[1] < 1.005 * widths[0]
         assert careless[f"{figure}_standard_error"] < 0.6 * once[f"{figure}_standard_error"]
 
 
@@ -360,7 +372,7 @@ def test_a_macro_average_over_one_group_is_the_micro_average():
     assert macro == {"num_groups": 1} | {name: metrics[name] for name in macro if name in metrics}
 
 
-@pytest.mark.parametrize(("hits", "num_rows"), [(0, 7), (1, 7), (13, 40), (40, 40), (999, 1000)])
+@pytest.mark.parametrize(("hits", "num_rows"), [(0, 7), (4, 8), (13, 40), (40, 40), (990, 1000)])
 def test_the_interval_without_clusters_is_that_of_wilson(hits, num_rows):
     expected = stats.binomtest(hits, num_rows).proportion_ci(method="wilson")
     assert wilson_interval(hits / num_rows, num_rows) == pytest.approx(tuple(expected))
@@ -369,22 +381,121 @@ def test_the_interval_without_clusters_is_that_of_wilson(hits, num_rows):
     assert ends == pytest.approx(tuple(expected))
 
 
-def test_the_interval_with_clusters_is_that_of_wilson_at_the_effective_number_of_rows():
-    random = np.random.default_rng(10)
-    right = random.random(200) < np.repeat(random.random(40), 5)  # alike within a cluster
-    logits = np.where(right[:, None], [[2, 1]], [[1, 2]])
-    references, clusters = [[1, 0]] * 200, np.repeat(range(40), 5)
-    metrics = compute_metrics(logits, references, clusters=clusters)
-    share, error = metrics["original_accuracy"], metrics["original_accuracy_standard_error"]
-    effective = share * (1 - share) / (error**2 * 39 / 40)
-    assert 40 < effective < 160
-    ends = metrics["original_accuracy_ci_low"], metrics["original_accuracy_ci_high"]
-    assert ends == pytest.approx(wilson_interval(share, effective))
-    # Rows that differ more than by chance within a cluster never count for more than they are.
-    apart = compute_metrics(logits[np.argsort(right)], references, clusters=np.arange(200) % 40)
-    assert apart["original_accuracy_standard_error"] < error / 2
-    ends = apart["original_accuracy_ci_low"], apart["original_accuracy_ci_high"]
-    assert ends == wilson_interval(apart["original_accuracy"], 200)
+@pytest.mark.parametrize("num_rows", [20, 50, 200])
+@pytest.mark.parametrize("share", [0.005, 0.01, 0.03, 0.3, 0.99])
+def test_a_rare_share_is_covered_too(share, num_rows):
+    counts = np.arange(num_rows + 1)
+    ends = np.array([wilson_interval(count / num_rows, num_rows) for count in counts])
+    held = (ends[:, 0] <= share) & (share <= ends[:, 1])
+    assert stats.binom.pmf(counts, num_rows, share)[held].sum() > 0.925  # Wilson's alone: .90
+    assert (np.diff(ends, axis=0) > -1e-12).all()
+
+
+def textbook_interval(values, clusters):
+    """Design effect and degrees of freedom as the docstring says, by loops and whole matrices."""
+    num_rows, names = len(values), sorted(set(clusters))
+    share = values.mean()
+    members = [np.flatnonzero(np.array(clusters) == name) for name in names]
+    sizes = np.array([len(rows) for rows in members])
+    residuals = (values - share) / num_rows
+    sums = np.array([residuals[rows].sum() for rows in members])
+    squares = np.array([(residuals[rows] ** 2).sum() for rows in members])
+    added = 3 * (max(share, 1 - share) / num_rows) ** 2
+    several = sizes > 1
+    alike = ((sums**2 - squares)[several] / (sizes - 1)[several]).sum() + added
+    correlation = min(1, max(0, alike / (squares[several].sum() + added)))
+
+    # Residuals of the clusters' means from the mean of all, as a matrix.
+    shares = sizes / num_rows
+    centring = np.diag(shares) @ (np.eye(len(sizes)) - shares[None].repeat(len(sizes), 0))
+    covariance = centring @ np.diag(correlation + (1 - correlation) / sizes) @ centring.T
+    dof = np.trace(covariance) ** 2 / np.trace(covariance @ covariance)
+    variance = (shares**2 * (correlation + (1 - correlation) / sizes)).sum()
+    correction = np.trace(covariance) / variance / (1 - variance)
+
+    mean_size = (sizes**2).sum() / num_rows
+    seen = ((sums**2).sum() / correction + mean_size * added) / (squares.sum() + added)
+    effect = max(1 + correlation * (mean_size - 1), seen)
+    quantiles = dof * mean_size / (mean_size - 1)
+    return wilson_interval(share, min(num_rows, num_rows / effect), dof=quantiles), dof
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_interval_with_clusters_is_that_of_the_docstring_by_loops_and_matrices(seed):
+    random = np.random.default_rng(seed)
+    clusters = np.repeat(np.arange(25), random.integers(1, 3 + 4 * seed, 25))
+    values = random.random(len(clusters)) < random.random(25)[clusters]
+    share = share_of_rows(values, clusters=clusters)
+    (low, high), dof = textbook_interval(values.astype(float), clusters)
+    assert (share.ci_low, share.ci_high) == pytest.approx((low, high))
+    assert share.effective_clusters == pytest.approx(1 + dof)
+
+
+def test_rows_that_differ_by_more_than_chance_in_a_cluster_never_count_for_more_than_they_are():
+    values, clusters = np.arange(200) < 100, np.arange(200) % 100  # one of each in every cluster
+    share = share_of_rows(values, clusters=clusters)
+    assert share.standard_error == 0
+    assert share.ci_high - share.ci_low > np.ptp(wilson_interval(0.5, 200))
+
+
+def test_students_t_agrees_with_scipy():
+    for dof in (3, 3.7, 5, 12.5, 200, 1e5, math.inf):
+        for share in (0.95, 0.975):
+            expected = stats.t.ppf(share, dof)
+            assert metric_file._t_quantile(share, dof) == pytest.approx(expected, rel=2e-3)
+    for dof in (3, 3.7, 12.5, 200, 1e5):
+        for t in (0, 0.5, 2, 10, 40):
+            assert metric_file._t_tail(t, dof) == pytest.approx(stats.t.sf(t, dof), rel=1e-8)
+
+
+def test_equal_clusters_have_one_degree_of_freedom_fewer_and_unequal_ones_far_fewer():
+    values = np.arange(120) % 3 == 0
+    equal = share_of_rows(values, clusters=np.arange(120) // 10)
+    assert equal.effective_clusters == pytest.approx(12)
+    # Twelve clusters again; one has half of the rows, all of them alike.
+    unequal = share_of_rows(np.arange(120) < 60, clusters=np.maximum(0, np.arange(120) - 59) // 6)
+    assert 1 < unequal.effective_clusters < 3
+
+
+@pytest.mark.parametrize(
+    ("sizes", "has_interval"),
+    [([30], False), ([10] * 3, False), ([10] * 4, True), ([90, 5, 5, 5, 5], False)],
+    ids=["one", "three", "four", "five, but one holds nearly all"],
+)
+def test_too_few_effective_clusters_give_no_interval_and_no_test(sizes, has_interval):
+    clusters = np.repeat(np.arange(len(sizes)), sizes)
+    values = np.arange(len(clusters)) % 5 == 0
+    share = share_of_rows(values, clusters=clusters)
+    paired = paired_difference(values.astype(int), clusters=clusters)
+    assert share.value == paired.value == values.mean()
+    assert (share.standard_error is None) == (len(sizes) == 1)
+    found = [share.ci_low, share.ci_high, paired.ci_low, paired.ci_high, paired.p_value]
+    assert [end is not None for end in found] == [has_interval] * 5
+
+
+@pytest.mark.parametrize(
+    ("sizes", "correlation", "share"),
+    [
+        ([20] * 10, 0.5, 0.5),  # before: .88
+        ([20] * 50, 0.5, 0.95),  # .90
+        ([400] + [40] * 20 + [1] * 100, 1.0, 0.9),  # few hold most rows
+    ],
+)
+def test_intervals_cover_the_truth_with_few_or_unequal_clusters(sizes, correlation, share):
+    random = np.random.default_rng(14)
+    clusters = np.repeat(np.arange(len(sizes)), sizes)
+    layout = metric_file._given_layout(len(clusters), None, clusters.tolist())
+    strength, held, given = 1 / correlation - 1, 0, 0
+    for _ in range(600):
+        easy = random.random(len(sizes)) < share
+        if strength:
+            easy = random.beta(share * strength, (1 - share) * strength, len(sizes))
+        values = random.random(len(clusters)) < np.asarray(easy, dtype=float)[clusters]
+        estimate = metric_file._share(values, layout)
+        if estimate.ci_low is not None:
+            given += 1
+            held += estimate.ci_low <= share <= estimate.ci_high
+    assert held >= 0.92 * given
 
 
 def test_intervals_cover_the_truth_about_95_times_in_100_with_clusters():
@@ -401,34 +512,103 @@ def test_intervals_cover_the_truth_about_95_times_in_100_with_clusters():
 
 
 @pytest.mark.parametrize(
-    ("logits", "options", "share"),
+    ("logits", "options", "expected"),
     [
-        ([[3, 2, 1]] * 12, {"clusters": [0] * 4 + [1] * 4 + [2] * 4}, 1.0),
-        ([[1, 2, 3]] * 12, {}, 0.0),
-        ([[3, 2, 1], [1, 2, 3]] * 6, {"clusters": np.arange(12) // 2}, 0.5),
-        ([[3, 2, 1]] * 6 + [[1, 2, 3]] * 6, {"groups": ["a"] * 6 + ["b"] * 6}, 0.5),
+        ([[3, 2, 1]] * 12, {"clusters": np.arange(12) // 2}, wilson_interval(1.0, 6, dof=10)),
+        ([[1, 2, 3]] * 12, {}, wilson_interval(0.0, 12)),
+        (
+            [[3, 2, 1], [1, 2, 3]] * 6,
+            {"clusters": np.arange(12) // 2},
+            wilson_interval(0.5, 12, dof=10),
+        ),
+        ([[3, 2, 1]] * 6 + [[1, 2, 3]] * 6, {"groups": list("aaaaaabbbbbb")}, (0.254, 0.746)),
     ],
     ids=["all right", "all wrong", "clusters that balance", "groups that do not vary"],
 )
-def test_the_interval_has_a_width_where_the_standard_error_is_zero(logits, options, share):
+def test_the_interval_has_a_width_where_the_standard_error_is_zero(logits, options, expected):
     metrics = compute_metrics(logits, **options)
     metrics = metrics.get("macro", metrics)
-    assert metrics["original_accuracy"] == share
     assert metrics["original_accuracy_standard_error"] == 0
-    num_rows = metrics["num_clusters"] if share in (0, 1) else 12
     ends = metrics["original_accuracy_ci_low"], metrics["original_accuracy_ci_high"]
-    assert ends == wilson_interval(share, num_rows)
+    assert ends == pytest.approx(expected, abs=1e-3)
     assert ends[1] - ends[0] > 0.2
 
 
-def test_one_cluster_has_no_standard_error_and_the_interval_of_a_single_row():
+def test_one_cluster_has_neither_standard_error_nor_interval_but_one_row_has_an_interval():
     metrics = compute_metrics([[3, 2, 1], [1, 2, 3]] * 4, clusters=["one image"] * 8)
     assert metrics["original_accuracy"] == 0.5
-    assert metrics["original_accuracy_standard_error"] is None
-    ends = metrics["original_accuracy_ci_low"], metrics["original_accuracy_ci_high"]
-    assert ends == wilson_interval(0.5, 1)
-    two = compute_metrics([[3, 2, 1], [1, 2, 3]] * 4, clusters=[1] * 3 + [2] * 5)
-    assert two["original_accuracy_standard_error"] > 0
+    ends = ("_standard_error", "_ci_low", "_ci_high")
+    assert [metrics[f"original_accuracy{end}"] for end in ends] == [None] * 3
+    row = compute_metrics([[3, 2, 1]])
+    assert (row["original_accuracy_ci_low"], row["original_accuracy_ci_high"]) == pytest.approx(
+        wilson_interval(1.0, 1)
+    )
+
+
+# --- Differences between two models ---------------------------------------------------------------
+
+
+def mcnemar(won, lost):
+    return stats.binomtest(won, won + lost).pvalue if won + lost else 1.0
+
+
+def differences_of(won, lost, num_rows=200):
+    return [1] * won + [-1] * lost + [0] * (num_rows - won - lost)
+
+
+def test_without_clusters_p_is_near_that_of_mcnemars_exact_test():
+    for won in range(30):
+        for lost in range(won + 1):
+            p, exact = paired_difference(differences_of(won, lost)).p_value, mcnemar(won, lost)
+            assert p < 0.05 or exact > 0.034
+            assert exact < 0.066 or p > 0.05  # the exact test's level is below what it says
+            assert p <= exact + 0.01
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_p_is_below_5_percent_exactly_where_the_interval_leaves_out_no_difference(seed):
+    random = np.random.default_rng(seed)
+    differences = random.choice([-1, 0, 1], 90, p=[0.1, 0.6, 0.3])
+    paired = paired_difference(
+        differences,
+        groups=random.integers(0, 1 + seed % 3, 90).tolist(),
+        clusters=random.integers(0, 10 + 5 * seed, 90).tolist(),
+    )
+    assert (paired.p_value < 0.05) == (paired.ci_low > 0 or paired.ci_high < 0)
+    turned = paired_difference(-differences)
+    assert turned.p_value == pytest.approx(paired_difference(differences).p_value)
+
+
+@pytest.mark.parametrize("size", [1, 5, 20])
+def test_the_paired_test_errs_in_at_most_5_of_100_where_rows_of_a_cluster_are_alike(size):
+    random, num_clusters, found, careless = np.random.default_rng(15), 60, 0, 0
+    clusters = np.repeat(np.arange(num_clusters), size)
+    for _ in range(400):
+        differences = random.choice([-1, 0, 1], num_clusters, p=[0.2, 0.6, 0.2])[clusters]
+        found += paired_difference(differences, clusters=clusters).p_value < 0.05
+        careless += mcnemar(int((differences == 1).sum()), int((differences == -1).sum())) < 0.05
+    assert found / 400 <= 0.07
+    assert careless / 400 > 0.2 or size == 1
+
+
+def test_the_paired_error_for_equal_clusters_is_the_clustered_one_but_for_the_rows_added():
+    random = np.random.default_rng(16)
+    differences = random.choice([-1, 0, 1], 8000, p=[0.15, 0.6, 0.25])
+    paired = paired_difference(differences, clusters=np.arange(8000) // 4)
+    margin = stats.t.ppf(0.975, 1999) * paired.standard_error
+    assert paired.ci_high - paired.value == pytest.approx(margin, rel=0.01)
+
+
+def test_models_that_never_differ_are_not_said_to_be_surely_equal():
+    same = paired_difference([0] * 20)
+    assert (same.value, same.standard_error, same.p_value) == (0, 0, pytest.approx(1))
+    assert -0.2 < same.ci_low < -0.1 and 0.1 < same.ci_high < 0.2
+
+
+@pytest.mark.parametrize("bad", [[0, 2, 1], [0, 0.5, 1], [0, float("nan"), 1]])
+def test_differences_other_than_minus_one_zero_and_one_are_refused(bad):
+    with pytest.raises(ValueError, match=r"one of -1, 0, 1, got .* in row 1 \(1 of 3\)"):
+        paired_difference(bad)
 
 
 # --- Groups ---------------------------------------------------------------------------------------
@@ -496,6 +676,8 @@ def test_the_keys_are_these():
 # --- Bad input ------------------------------------------------------------------------------------
 
 NAN, INF = float("nan"), float("inf")
+ROW_1 = "in row 1 (1 of 2)."
+UNMASKED = "of predictions to be unmasked, got masked entries in row 1"
 LABELS = [[1, 1, 0]] * 5
 BAD_PREDICTIONS = [
     ([*LOGITS, [1.0, NAN, 2.0]], ValueError, "to be finite, got nan in row 5 (1 of 6)."),
@@ -515,6 +697,25 @@ BAD_PREDICTIONS = [
     ("logits", TypeError, "predictions to be an (N, K) array of numbers, got str."),
     (None, TypeError, "predictions to be an (N, K) array of numbers, got NoneType."),
     ({"a": 1}, TypeError, "predictions to be an (N, K) array of numbers, got dict."),
+    (np.ma.array([[3, 2, 1]] * 3, mask=[[0] * 3, [0, 1, 0], [0] * 3]), ValueError, UNMASKED),
+    ([np.ma.array([3, 2, 1]), np.ma.array([3, 2, 1], mask=[1, 0, 0])], ValueError, UNMASKED),
+    ([[3, 2, 1], [2**53 + 2, 2**53 + 1, 2**53]], ValueError, f"exactly, got {2**53 + 1} {ROW_1}"),
+    (np.array([[3, 2, 1], [1, -(2**53) - 1, 0]]), ValueError, f"{-(2**53) - 1} {ROW_1}"),
+    (np.array([[3, 2, 1], [2**64 - 1, 2**64 - 2, 0]], np.uint64), ValueError, ROW_1),
+    ([[3, 2, 1], [2**53 + 1, 1.5, 1]], ValueError, f"exactly, got {2**53 + 1} {ROW_1}"),
+    ([[3, 2, 1], [np.int64(2**53 + 1), 2, 1]], ValueError, ROW_1),
+    ([[3, 2, 1], [10**400, 2, 1]], ValueError, ROW_1),
+    ([[3, 2, 1], [fractions.Fraction(1, 3), 2, 1]], ValueError, f"Fraction(1, 3) {ROW_1}"),
+    ([[3, 2, 1], [decimal.Decimal("0.5"), 2, 1]], TypeError, f"Decimal('0.5') {ROW_1}"),
+    (pandas.DataFrame({"a": [1, 2], "b": [1, None]}, dtype="Int64"), TypeError, f"<NA> {ROW_1}"),
+    (torch.eye(3).to_sparse(), TypeError, "got Tensor (sparse). Pass to_dense()"),
+    (torch.eye(3).to_sparse_csr(), TypeError, "got Tensor (sparse). Pass to_dense()"),
+    ([torch.ones(3).to_sparse()], TypeError, "got Tensor (sparse)"),
+    (sparse.csr_matrix([[3, 2, 1]]), TypeError, "got csr_matrix. Pass toarray()"),
+    (torch.eye(3, device="meta"), TypeError, "got Tensor (meta, without entries)."),
+    (torch.ones(2, 3, dtype=torch.complex64), TypeError, "to be a number, got (1+0j) in rows 0, 1"),
+    (np.ones((2, 3), "m8[ns]"), TypeError, "in rows 0, 1 (2 of 2)."),
+    (np.ones((2, 3), "M8[ns]"), TypeError, "in rows 0, 1 (2 of 2)."),
     (np.zeros((4, 2)), ValueError, "where references are left out, got 2. Pass references"),
     (np.zeros((4, 4)), ValueError, "where references are left out, got 4. Pass references"),
 ]
@@ -533,6 +734,20 @@ BAD_REFERENCES = [
     ([1, 1, 0], ValueError, "row of references to be a list, got 1 in rows 0, 1, 2 (3 of 3)."),
 ]
 BAD_LABELS = [
+    (
+        pandas.array([1, 2, 3, 4, None]),
+        ValueError,
+        "to be a str or an int, got <NA> in row 4 (1 of 5). Fill",
+    ),
+    (
+        np.ma.array([1] * 5, mask=[0, 0, 0, 0, 1]),
+        ValueError,
+        "to be a str or an int, got None in row 4 (1",
+    ),
+    (torch.ones(5).to_sparse(), TypeError, "to be numbers one by one, got Tensor (sparse)."),
+    (set("abcde"), TypeError, "to be a list of labels, got set. Pass one label a row."),
+    (dict.fromkeys("abcde"), TypeError, "to be a list of labels, got dict."),
+    (np.ones((5, 1), int), TypeError, "to be a list of labels, got ndarray."),
     (list("abcd"), ValueError, "to be 5 labels, got 4. Pass one label a row."),
     ([*"abcd", None], ValueError, "to be a str or an int, got None in row 4 (1 of 5). Fill"),
     ([1, 2, 3, 4, NAN], ValueError, "to be a str or an int, got nan in row 4 (1 of 5). Fill"),
@@ -570,6 +785,10 @@ def test_bad_groups_and_clusters_are_refused_with_their_rows(name, labels, error
 def test_the_valid_neighbours_of_bad_input_are_accepted():
     expected = compute_metrics(LOGITS)
     kinds = [
+        np.ma.array(LOGITS, mask=False),
+        [[fractions.Fraction(entry) for entry in row] for row in LOGITS],
+        np.array(LOGITS, dtype=np.longdouble),
+        [[2**60 * int(entry) for entry in row] for row in LOGITS],
         tuple(map(tuple, LOGITS)),
         np.array(LOGITS, dtype=np.float16),
         np.array(LOGITS, dtype=int),
@@ -585,6 +804,17 @@ def test_the_valid_neighbours_of_bad_input_are_accepted():
         assert compute_metrics(LOGITS, references) == expected
     assert compute_metrics(LOGITS, groups=list("abcde"), clusters=[1, 1, 2, 2, 2])["groups"]
     assert compute_metrics([[1e308, -1e308, 0.0]])["num_only_caption_above"] == 1
+
+
+def test_two_thousand_inputs_of_every_kind_are_taken_rightly_or_refused_in_a_sentence():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        from metric_fuzz import metric_fuzz
+    finally:
+        sys.path.pop(0)
+    counts, faults = metric_fuzz(seed=1, count=2000)
+    assert faults == []
+    assert min(counts["right"], counts["refused"]) > 500
 
 
 # --- The evaluate shell ---------------------------------------------------------------------------

@@ -1,0 +1,240 @@
+"""Feed the metric valid and malformed input of every kind, and count what it makes of it.
+
+    python benchmarks/metric_fuzz.py --count 10000
+
+Counted are inputs taken with the right figures, refused with a typed error in a sentence, and the
+two that must not be: "untyped" (another error, or one in other words) and "wrong" (figures other
+than a plain loop's over exact fractions, or figures where an error was due, or the reverse).
+"""
+
+import argparse
+import random
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pandas
+import torch
+from scipy import sparse
+
+from hard_positive_metric import compute_metrics
+
+Rows = list[list[Any]]
+BIG = 2**53 + 1  # float64 holds 2**53 and 2**53 + 2
+
+
+def with_entry(rows: Rows, place: random.Random, entry: Any) -> Rows:
+    """Put an entry somewhere."""
+    rows = [list(row) for row in rows]
+    rows[place.randrange(len(rows))][place.randrange(len(rows[0]))] = entry
+    return rows
+
+
+def masked(rows: Rows, place: random.Random) -> np.ma.MaskedArray:
+    mask = with_entry([[False] * len(row) for row in rows], place, True)
+    return np.ma.masked_array(rows, mask)
+
+
+def ragged(rows: Rows, place: random.Random) -> Rows:
+    rows = [list(row) for row in rows] + [[1.0] * len(rows[0])]
+    rows[place.randrange(len(rows))].append(0.0)
+    return rows
+
+
+def unsigned(rows: Rows, place: random.Random) -> np.ndarray:
+    """uint64 beyond what int64 holds, exactly as float64."""
+    return np.array([[2**63 + 2**12 * int(2 * entry + 40) for entry in row] for row in rows], "u8")
+
+
+def quantised(rows: Rows, place: random.Random) -> torch.Tensor:
+    return torch.quantize_per_tensor(torch.tensor(rows), 0.1, 0, torch.qint8)
+
+
+# Rows of halves between -4 and 4 -> the same figures in another form.
+VALID: dict[str, Callable[[Rows, random.Random], Any]] = {
+    "lists": lambda rows, place: rows,
+    "tuples": lambda rows, place: tuple(map(tuple, rows)),
+    "float16": lambda rows, place: np.array(rows, np.float16),
+    "float64": lambda rows, place: np.array(rows),
+    "longdouble": lambda rows, place: np.array(rows, np.longdouble),
+    "Fortran order": lambda rows, place: np.asfortranarray(rows),
+    "big-endian": lambda rows, place: np.array(rows, ">f4"),
+    "int8": lambda rows, place: (2 * np.array(rows)).astype(np.int8),
+    "uint64": unsigned,
+    "objects": lambda rows, place: np.array(rows, dtype=object),
+    "fractions": lambda rows, place: [[Fraction(entry) for entry in row] for row in rows],
+    "large ints": lambda rows, place: [[int(2 * entry) * 2**60 for entry in row] for row in rows],
+    "huge ints": lambda rows, place: [[int(2 * entry) * 2**900 for entry in row] for row in rows],
+    "rows of arrays": lambda rows, place: [np.array(row) for row in rows],
+    "rows of tensors": lambda rows, place: [torch.tensor(row) for row in rows],
+    "tensor": lambda rows, place: torch.tensor(rows),
+    "bfloat16": lambda rows, place: torch.tensor(rows, dtype=torch.bfloat16, requires_grad=True),
+    "data frame": lambda rows, place: pandas.DataFrame(rows),
+    "nullable data frame": lambda rows, place: pandas.DataFrame(rows, dtype="Float64"),
+    "nothing masked": lambda rows, place: np.ma.masked_array(rows, False),
+    "rows with nothing masked": lambda rows, place: [np.ma.array(row) for row in rows],
+}
+# What to do to valid rows so that they must be refused.
+MALFORMED: dict[str, Callable[[Rows, random.Random], Any]] = {
+    **{
+        f"entry {entry!r}"[:40]: lambda rows, place, entry=entry: with_entry(rows, place, entry)
+        for entry in (
+            *(None, "1", b"1", "", [1.0], {}, object(), 1j, Decimal(1), float("nan"), float("inf")),
+            *(pandas.NA, pandas.NaT, np.ma.masked, np.datetime64(1, "ns"), np.timedelta64(1, "ns")),
+            *(BIG, -BIG, 10**400, -(10**400), Fraction(1, 3), Fraction(10**400), 2**63 + 1),
+            *(np.uint64(2**64 - 1), np.int64(BIG), np.longdouble(1) / 3, torch.tensor(1j)),
+        )
+    },
+    "int64 beyond": lambda rows, place: np.array(with_entry([[0] * 3] * 4, place, BIG)),
+    "uint64 beyond": lambda rows, place: np.array(
+        with_entry([[0] * 3] * 4, place, 2**64 - 1), "u8"
+    ),
+    "tensor beyond": lambda rows, place: torch.tensor(with_entry([[0] * 3] * 4, place, -BIG)),
+    "frame beyond": lambda rows, place: pandas.DataFrame(with_entry([[0] * 3] * 4, place, BIG)),
+    "masked": masked,
+    "masked ints": lambda rows, place: masked([[3, 2, 1]] * 4, place),
+    "masked rows": lambda rows, place: list(masked(rows, place)),
+    "masked objects": lambda rows, place: masked(rows, place).astype(object),
+    "ragged": ragged,
+    "ragged arrays": lambda rows, place: [np.array(row) for row in ragged(rows, place)],
+    "no rows": lambda rows, place: place.choice([[], (), np.zeros((0, 3)), torch.zeros(0, 3)]),
+    "no columns": lambda rows, place: [[] for _ in rows],
+    "flat": lambda rows, place: place.choice([rows[0], np.array(rows[0]), torch.tensor(rows[0])]),
+    "deep": lambda rows, place: place.choice([[rows], np.array([rows]), torch.tensor([rows])]),
+    "no array": lambda rows, place: place.choice(
+        [None, 7, "3 2 1", b"321", {"a": rows}, {1, 2}, object(), iter(rows), np.array(5.0)]
+    ),
+    "complex": lambda rows, place: np.array(rows, dtype=complex),
+    "complex tensor": lambda rows, place: torch.tensor(rows, dtype=torch.complex64),
+    "times": lambda rows, place: np.array(
+        [[3, 2, 1]] * 4, place.choice(["m8[ns]", "M8[ns]", "M8[D]"])
+    ),
+    "strings": lambda rows, place: np.array(rows).astype(str),
+    "sparse": lambda rows, place: torch.tensor(rows).to_sparse(),
+    "sparse rows": lambda rows, place: torch.tensor(rows).to_sparse_csr(),
+    "rows of sparse": lambda rows, place: [torch.tensor(row).to_sparse() for row in rows],
+    "scipy sparse": lambda rows, place: sparse.csr_matrix(rows),
+    "quantised": quantised,
+    "meta": lambda rows, place: torch.tensor(rows, device="meta"),
+    "rows of meta": lambda rows, place: [torch.tensor(row, device="meta") for row in rows],
+    "nested": lambda rows, place: torch.nested.nested_tensor([torch.tensor(row) for row in rows]),
+    "nullable data frame with NA": lambda rows, place: pandas.DataFrame(
+        with_entry(rows, place, None), dtype="Float64"
+    ),
+}
+BAD_LABELS: dict[str, Callable[[list, random.Random], Any]] = {
+    **{
+        f"label {label!r}"[:40]: lambda labels, place, label=label: [*labels[1:], label]
+        for label in (None, float("nan"), pandas.NA, 1.5, True, [1], object(), b"a", 1j)
+    },
+    "one too few": lambda labels, place: labels[1:],
+    "set": lambda labels, place: set(range(len(labels))),
+    "dict": lambda labels, place: dict.fromkeys(range(len(labels))),
+    "str": lambda labels, place: "a" * len(labels),
+    "iterator": lambda labels, place: iter(labels),
+    "number": lambda labels, place: place.choice([7, np.array(7), torch.tensor(7)]),
+    "deep": lambda labels, place: np.ones((len(labels), 1), dtype=int),
+    "data frame": lambda labels, place: pandas.DataFrame([labels]),
+    "masked": lambda labels, place: np.ma.masked_array([1] * len(labels), True),
+    "sparse": lambda labels, place: torch.ones(len(labels)).to_sparse(),
+    "meta": lambda labels, place: torch.ones(len(labels), device="meta"),
+}
+
+
+def reference(rows: Rows, labels: Rows) -> Counter:
+    """Count by plain loops."""
+    counts = Counter(num_examples=len(rows))
+    for row, row_labels in zip(rows, labels, strict=True):
+        pairs = [(Fraction(entry), label) for entry, label in zip(row, row_labels, strict=True)]
+        true = [entry for entry, label in pairs if label == 1]
+        false = [entry for entry, label in pairs if label == 0]
+        counts["num_original_correct"] += all(true[0] > n for n in false)
+        counts["num_augmented_correct"] += all(p > n for p in true for n in false)
+        counts["num_brittle"] += any(a < n < b for a in true for b in true for n in false)
+        counts["num_tied"] += max(false) in (true[0], min(true[1:] or true))
+    return counts
+
+
+def random_input(seed: random.Random) -> tuple[dict[str, Any], Counter | None, str]:
+    """Draw arguments, what they must give (None: an error), and a name."""
+    num_columns = seed.choice([2, 3, 3, 3, 4])
+    num_rows = seed.randint(2, 9)
+    rows = [[seed.randint(-8, 8) / 2 for _ in range(num_columns)] for _ in range(num_rows)]
+    labels = [seed.sample([1, 0] + [seed.randint(0, 1)] * (num_columns - 2), num_columns)]
+    labels *= num_rows
+    arguments: dict[str, Any] = {"predictions": rows, "references": labels}
+    truth = reference(rows, labels)
+    name = seed.choice(list(VALID))
+    arguments["predictions"] = VALID[name](rows, seed)
+    for option in ("groups", "clusters"):
+        if seed.random() < 0.5:
+            arguments[option] = [seed.choice("abc") for _ in rows]
+    if num_columns == 3 and seed.random() < 0.3:
+        arguments["references"], truth = None, reference(rows, [[1, 1, 0]] * num_rows)
+    if seed.random() < 0.4:
+        return arguments, truth, name
+
+    where = seed.choice(["predictions", "predictions", "references", "groups", "clusters"])
+    table = BAD_LABELS if where in ("groups", "clusters") else MALFORMED
+    name = seed.choice(list(table))
+    if where == "predictions" and num_columns != 3:
+        arguments["references"] = labels
+    valid = {
+        "predictions": rows,
+        "references": [[float(label) for label in row] for row in labels],
+    }.get(where, ["a"] * num_rows)
+    arguments[where] = table[name](valid, seed)
+    return arguments, None, f"{where}: {name}"
+
+
+def verdict(arguments: dict[str, Any], truth: Counter | None) -> tuple[str, str]:
+    """Say what became of one input, and details."""
+    try:
+        metrics = compute_metrics(**arguments)
+    except (TypeError, ValueError) as error:
+        if not str(error).startswith("Expected "):
+            return "untyped", repr(error)
+        return ("refused" if truth is None else "wrong"), str(error)
+    except Exception as error:
+        return "untyped", repr(error)
+    if truth is None:
+        return "wrong", "taken"
+    found = {name: metrics[name] for name in truth}
+    ends = [metrics[f"original_accuracy_ci_{end}"] for end in ("low", "high")]
+    share = metrics["original_accuracy"]
+    is_held = None in ends or 0 <= ends[0] <= share <= ends[1] <= 1
+    is_right = (
+        found == dict(truth)
+        and is_held
+        and share == found["num_original_correct"] / len(arguments["predictions"])
+    )
+    return ("right" if is_right else "wrong"), f"{found}, expected {dict(truth)}; {ends}"
+
+
+def metric_fuzz(seed: int, count: int) -> tuple[Counter, list[str]]:
+    """Try so many inputs; returns the verdicts' counts, and the first of those that must not be."""
+    draws, counts, faults = random.Random(seed), Counter(tried=count), []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of what is a prototype
+        for _ in range(count):
+            arguments, truth, name = random_input(draws)
+            found, details = verdict(arguments, truth)
+            counts[found] += 1
+            if found in ("untyped", "wrong"):
+                faults.append(f"{found}: {name}: {details}")
+    return counts, faults[:20]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    counts, faults = metric_fuzz(options.seed, options.count)
+    print(dict(counts), *faults, sep="\n")
+    sys.exit(bool(faults))
