@@ -17,6 +17,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 
 from .flaws import DOUBTS, FLAWS, SEVERAL_NEGATIVES, changes, doubts_of, said, text_flaws
+from .folders import read_regular_file
 
 PUBLISHED_COMMIT = "33addaae84b58d96dc8e9251b61d497c536ed23d"
 PUBLISHED_REPOSITORY = "https://github.com/amitakamath/hard_positives"
@@ -79,6 +80,7 @@ _SWAP_FIELDS = {
     "false_caption": str,
 }
 _NAMED_IDS = 5
+_MAX_BYTES = 2**26  # of an annotation file; the published ones have less than a tenth of it
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,12 @@ def _find_pair(annotation_dir: str | os.PathLike, pair: PublishedPair) -> list[s
 
 
 def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
+    try:
+        return read_regular_file(path, _MAX_BYTES)
+    except ValueError as problem:
+        raise ValueError(
+            f"Expected {path} to be an annotation file, got {problem}. Use the published file."
+        ) from None
 
 
 def read_triples(contents: dict[PublishedPair, tuple[bytes, bytes]], split: str) -> list[Triple]:
@@ -179,6 +185,11 @@ def _parse(pair: PublishedPair, content: bytes) -> list[dict]:
         raise ValueError(
             f"Expected {pair.file_name} to be JSON in UTF-8, got {error}. Download it again."
         ) from error
+    except RecursionError:
+        raise ValueError(
+            f"Expected {pair.file_name} to be a JSON list of rows, got lists or objects nested "
+            "without end. Download it again."
+        ) from None
     if not isinstance(rows, list):
         raise ValueError(
             f"Expected {pair.file_name} to be a JSON list of rows, got {type(rows).__name__}. Use "

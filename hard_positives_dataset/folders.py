@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FREE_SPACE = "Free space or choose another folder, and run the same again."
+_NAME_BYTES = 255 - len("..incomplete")  # file systems take 255, the hidden names beside it more
 _DAY = 86_400  # seconds, after which a partial file of another machine counts as left behind
 
 
@@ -164,9 +165,11 @@ def new_folder(output: Path) -> Iterator[Path]:
     """Give a hidden folder that becomes `output` if the block succeeds, and is removed if not.
 
     Raises:
+        ValueError: `output` is a name that no folder can have.
         FileExistsError: `output` holds something, or another process is making it.
         OSError: The disk is full; nothing is left.
     """
+    _check_name(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.incomplete")
     with lock_for(output):
@@ -186,6 +189,15 @@ def new_folder(output: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _check_name(output: Path) -> None:
+    size = len(os.fsencode(output.name))
+    if size > _NAME_BYTES:
+        raise ValueError(
+            f"Expected the output's name to take at most {_NAME_BYTES} bytes, got {size}: "
+            f"{output.name}. Choose a shorter name."
+        )
+
+
 @contextmanager
 def lock_for(output: Path, wait: float = 0) -> Iterator[None]:
     """Hold the right to make `output`; a hidden lock file stays beside it.
@@ -195,8 +207,10 @@ def lock_for(output: Path, wait: float = 0) -> Iterator[None]:
         wait: Seconds to wait for another process that holds it.
 
     Raises:
+        ValueError: `output` is a name that no folder can have.
         FileExistsError: Another process holds it.
     """
+    _check_name(output)
     lock = FileLock(output.with_name(f".{output.name}.lock"), timeout=wait)
     try:
         lock.acquire()

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .annotations import Triple, count_rows
+from .folders import read_regular_file
 
 IMAGE_FOLDERS = ("VG_100K", "VG_100K_2")
 
@@ -61,7 +62,7 @@ class ImageStore:
 
     Raises:
         FileNotFoundError: a source does not exist.
-        ValueError: a file is no zip.
+        ValueError: a source is neither a folder nor a whole zip.
     """
 
     def __init__(self, sources: Sequence[str | os.PathLike]):
@@ -69,7 +70,7 @@ class ImageStore:
         self._sources = [os.path.realpath(_checked_source(source)) for source in sources]
         for source in self._sources:
             if os.path.isfile(source):
-                self._zips[source] = zipfile.ZipFile(source)
+                self._zips[source] = _opened_zip(source)
         self._names = {source: set(file.namelist()) for source, file in self._zips.items()}
 
     def __enter__(self) -> ImageStore:
@@ -96,11 +97,41 @@ class ImageStore:
         return None
 
     def read(self, file: ImageFile) -> bytes:
-        """The bytes of an image that `find` has found."""
+        """The bytes of an image that `find` has found.
+
+        Raises:
+            ValueError: it cannot be read, or is too large; the message is a phrase.
+        """
         if file.source in self._zips:
-            return self._zips[file.source].read(file.name)
-        with open(os.path.join(file.source, file.name), "rb") as opened:
-            return opened.read()
+            return _read_member(self._zips[file.source], file.name)
+        try:
+            return read_regular_file(os.path.join(file.source, file.name), MAX_IMAGE_BYTES)
+        except OSError as error:
+            raise ValueError(f"a file that cannot be read ({error.strerror})") from error
+
+
+def _opened_zip(path: str) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except Exception as error:  # A damaged directory makes zipfile raise exceptions of many kinds.
+        raise ValueError(
+            f"Expected {path} to be a whole zip, got a damaged directory of its files ({error}). "
+            "Download it again."
+        ) from error
+
+
+def _read_member(opened: zipfile.ZipFile, name: str) -> bytes:
+    member = opened.getinfo(name)
+    if member.flag_bits & 1:
+        raise ValueError("a file encrypted in its zip")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("a file compressed by another method than deflate")
+    if member.file_size > MAX_IMAGE_BYTES:  # More than is stated here is not unpacked.
+        raise ValueError(f"a file of {member.file_size:,} bytes, more than {MAX_IMAGE_BYTES:,}")
+    try:
+        return opened.read(member)
+    except Exception as error:
+        raise ValueError("a file damaged in its zip") from error
 
 
 def _checked_source(source: str | os.PathLike) -> str | os.PathLike:
@@ -109,10 +140,10 @@ def _checked_source(source: str | os.PathLike) -> str | os.PathLike:
             f"Expected images to be existing folders or zip files, got {source}. Unpack or "
             "download Visual Genome's images.zip and images2.zip there."
         )
-    if not os.path.isdir(source) and not zipfile.is_zipfile(source):
+    if not os.path.isdir(source) and not (os.path.isfile(source) and zipfile.is_zipfile(source)):
         raise ValueError(
-            f"Expected images to be folders or zip files, got the file {source}. A download that "
-            "was cut off is no zip: fetch it again."
+            f"Expected images to be folders or zip files, got {source}, which is neither. A "
+            "download that was cut off is no zip: fetch it again."
         )
     return source
 
@@ -212,7 +243,7 @@ def read_images(
     groups: dict[str, list[Triple]] = defaultdict(list)
     for triple in image_order(triples):
         groups[triple.image_path].append(triple)
-    problems = defaultdict(list)
+    problems, first = defaultdict(list), None
 
     def read(group: list[Triple]) -> list[tuple[Triple, bytes | str]]:
         return _read_group(group, lambda: store.read(files[group[0].image_path]))
@@ -220,24 +251,26 @@ def read_images(
     for rows in _map_ahead(read, groups.values()):
         for triple, content in rows:
             if isinstance(content, str):
+                first = first or _place(files[triple.image_path])
                 problems[content].append(triple.id)
             elif not problems:  # After the first problem only the count matters.
                 yield triple, content
     if problems:
         raise UnreadableImagesError(
             "Expected every image to be whole and every box to cut something out of it, got "
-            f"{count_rows(problems)}. Replace these image files, or correct the boxes."
+            f"{count_rows(problems)}. The first is {first}. Replace these image files, or correct "
+            "the boxes."
         )
+
+
+def _place(file: ImageFile) -> str:
+    return f"{file.name} in {file.source}"
 
 
 def _read_group(group: list[Triple], read: Callable[[], bytes]) -> list[tuple[Triple, bytes | str]]:
     """Each row of one image with its bytes, or with what is wrong in words."""
-    # Damaged data makes zipfile and Pillow's decoders raise exceptions of many kinds.
     try:
         content = read()
-    except Exception:
-        return [(triple, "a file that cannot be read") for triple in group]
-    try:
         image = open_image_bytes(content)
     except ValueError as problem:
         return [(triple, str(problem)) for triple in group]

@@ -8,6 +8,7 @@ or not at all.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -60,7 +61,8 @@ def build_parquet(
 
     Raises:
         FileExistsError: `output_dir` holds something, or another build is writing it.
-        ValueError: a split has no rows, lacks a column, or its images have no bytes.
+        ValueError: a split has no rows, lacks a column, or its images have no bytes; or
+            `load_dataset` would take the path of `output_dir` for a pattern.
         OSError: the disk is full; nothing is left.
 
     Examples:
@@ -75,6 +77,7 @@ def build_parquet(
     """
     _check(splits)
     output = Path(output_dir).resolve()
+    _check_output(output)
     with new_folder(output) as folder:
         (folder / "data").mkdir()
         counts = {
@@ -102,6 +105,14 @@ def _check(splits: Mapping[str, datasets.Dataset | datasets.IterableDataset]) ->
     if any(rows.features != next(iter(splits.values())).features for rows in splits.values()):
         raise ValueError(
             "Expected all splits to have the same features, got different ones. Cast them to one."
+        )
+
+
+def _check_output(output: Path) -> None:
+    if glob.has_magic(str(output)) or "::" in str(output):
+        raise ValueError(
+            f"Expected the output's path to have no *, ?, [ or ::, got {output}, which datasets "
+            "takes for a pattern and could not load. Choose another folder."
         )
 
 

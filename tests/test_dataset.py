@@ -657,6 +657,14 @@ def test_shifted_and_shortened_files_are_refused(builder, annotations, images):
     path.write_text(json.dumps({"rows": rows}))
     with pytest.raises(ValueError, match="JSON list of rows, got dict"):
         builder(annotations, images).as_streaming_dataset()
+    path.write_text("[" * 200_000)
+    with pytest.raises(ValueError, match="got lists or objects nested without end"):
+        builder(annotations, images).as_streaming_dataset()
+    os.truncate(path, 2**26 + 1)
+    with pytest.raises(
+        ValueError, match=r"to be an annotation file, got a file of 67,108,865 byte"
+    ):
+        builder(annotations, images)
     path.write_text("[{")
     with pytest.raises(ValueError, match="to be JSON in UTF-8"):
         builder(annotations, images).as_streaming_dataset()
@@ -826,6 +834,92 @@ def test_sources_that_are_no_folder_or_zip_are_refused(builder, annotations, ima
     (tmp_path / "cut.zip").write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(ValueError, match=r"to be folders or zip files, got the file .*cut\.zip"):
         builder(annotations, tmp_path / "cut.zip")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_sources_that_never_end_are_refused_unopened(builder, annotations, images, tmp_path, kind):
+    source = "/dev/zero"
+    if kind == "fifo":
+        source = tmp_path / "fifo.zip"
+        os.mkfifo(source)
+    with pytest.raises(ValueError, match="to be folders or zip files, got .*, which is neither"):
+        builder(annotations, source)
+    (images / tree_name(1)).unlink()
+    (images / tree_name(1)).symlink_to(source)
+    with pytest.raises(
+        FileNotFoundError, match=r"no image file in 2 rows \(replace-attribute-00000"
+    ):
+        builder(annotations, images).as_streaming_dataset()
+    (annotations / "original" / ATTRIBUTES).unlink()
+    (annotations / "original" / ATTRIBUTES).symlink_to(source)
+    with pytest.raises(FileNotFoundError, match=f"{ATTRIBUTES} .split replace"):
+        builder(annotations, images)
+
+
+def zip_of(path, number, content, **options):
+    """All pictures in a zip, one of them with another content or written in another way."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for place, picture in PICTURES.items():
+            changed = place == number
+            file.writestr(
+                tree_name(place), content if changed else picture, **(options if changed else {})
+            )
+    return path
+
+
+def patched(path, *changes):
+    """Replace bytes behind a marker, counted from the last or first place of the marker."""
+    data = bytearray(path.read_bytes())
+    for marker, nth, offset, new in changes:
+        places = [found.start() for found in re.finditer(re.escape(marker), bytes(data))]
+        start = places[nth] + offset
+        data[start : start + len(new)] = new
+    path.write_bytes(data)
+
+
+LOCAL, CENTRAL = b"PK\x03\x04", b"PK\x01\x02"
+
+
+@pytest.mark.parametrize(
+    ("phrase", "changes"),
+    [
+        ("a file encrypted in its zip", [(CENTRAL, 0, 8, b"\x01")]),
+        ("a file compressed by another method than deflate", [(CENTRAL, 0, 10, b"\x0e")]),
+        ("a file damaged in its zip", [(LOCAL, 0, 0, b"PX")]),
+        ("a file damaged in its zip", [(LOCAL, 0, 30, b"XX")]),
+        ("a file damaged in its zip", [(CENTRAL, 0, 16, b"\0\0\0\0")]),
+        ("a file damaged in its zip", [(CENTRAL, 0, 24, b"\x09\0\0\0")]),
+        ("a file of 4,294,967,294 bytes, more than 67", [(CENTRAL, 0, 24, b"\xfe\xff\xff\xff")]),
+    ],
+)
+def test_members_of_a_zip_that_cannot_be_used_are_named(
+    builder, annotations, tmp_path, phrase, changes
+):
+    path = zip_of(tmp_path / "images.zip", 1, PICTURES[1])
+    made = builder(annotations, path, splits=["replace"])
+    assert len(stream(made)["replace"]) == 8
+    patched(path, *changes)
+    match = rf"{phrase}.* in 2 rows \(replace-attribute-00000, .*first is VG_100K/1.jpg in .*s.zip"
+    with pytest.raises(ValueError, match=match):
+        stream(builder(annotations, path, splits=["replace"]))
+
+
+@pytest.mark.parametrize("content", [bytes(2**27), blank_png(13_000, 13_000)])
+def test_bombs_in_a_zip_are_refused_before_they_are_unpacked(
+    builder, annotations, tmp_path, content
+):
+    path = zip_of(tmp_path / "images.zip", 1, content)
+    assert path.stat().st_size < 500_000
+    made = builder(annotations, path, splits=["replace"])
+    with pytest.raises(ValueError, match=r"a(n image| file) of .*, more than 67.* in 2 rows"):
+        stream(made)
+
+
+def test_a_damaged_directory_of_a_zip_is_told(builder, annotations, tmp_path):
+    path = zip_of(tmp_path / "images.zip", 1, PICTURES[1])
+    patched(path, (CENTRAL, 2, 0, b"PX"))
+    with pytest.raises(ValueError, match=r"images.zip to be a whole zip, got a damaged directory"):
+        builder(annotations, path).as_streaming_dataset()
 
 
 # Downloads
@@ -1043,6 +1137,19 @@ def test_what_stands_in_the_output_folder_is_never_overwritten(
     assert build_parquet(rows, output, progress=False) == output
     with pytest.raises(FileExistsError):
         build_parquet(rows, output, progress=False)
+
+
+@pytest.mark.parametrize("name", ["br[ack]*ets", "what?", "in*/out", "a::b"])
+def test_a_folder_that_could_not_be_loaded_is_not_made(
+    builder, annotations, images, tmp_path, name
+):
+    rows = builder(annotations, images).as_streaming_dataset()
+    with pytest.raises(ValueError, match=r"path to have no \*, \?, \[ or ::, got .*"):
+        build_parquet(rows, tmp_path / name, progress=False)
+    assert not (tmp_path / name).parent.exists() or list(tmp_path.glob(".*")) == []
+    folder = build_parquet(rows, tmp_path / "a {b} (c)", progress=False)
+    loaded = datasets.load_dataset(str(folder), split="replace", cache_dir=str(tmp_path / "c"))
+    assert len(loaded) == 8
 
 
 def test_an_error_in_the_rows_leaves_nothing(builder, annotations, images, tmp_path):

@@ -59,6 +59,17 @@ def test_what_another_machine_writes_counts_as_left_behind_after_a_day(tmp_path)
     assert not (tmp_path / name).exists()
 
 
+@pytest.mark.parametrize("letter", ["n", "é"])
+def test_a_name_is_as_long_as_the_hidden_names_beside_it_allow(tmp_path, letter):
+    longest = letter * (243 // len(letter.encode()))
+    with new_folder(tmp_path / longest):
+        pass
+    with pytest.raises(ValueError, match=r"to take at most 243 bytes, got 24[45]: .*Choose a shor"):
+        with new_folder(tmp_path / "deep" / (longest + letter)):
+            pass
+    assert not (tmp_path / "deep").exists()
+
+
 @pytest.fixture
 def disk(monkeypatch) -> list[tuple[str, str]]:
     """Notes what is flushed and what is renamed, in order."""
