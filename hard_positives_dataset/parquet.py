@@ -76,8 +76,7 @@ def build_parquet(
         ['README.md', 'replace-00000-of-00001.parquet']
     """
     _check(splits)
-    output = Path(output_dir).resolve()
-    _check_output(output)
+    output = _checked_output(output_dir)
     with new_folder(output) as folder:
         (folder / "data").mkdir()
         counts = {
@@ -108,12 +107,18 @@ def _check(splits: Mapping[str, datasets.Dataset | datasets.IterableDataset]) ->
         )
 
 
-def _check_output(output: Path) -> None:
+def _checked_output(output_dir: str | os.PathLike) -> Path:
+    if "\0" in str(output_dir):
+        raise ValueError(
+            f"Expected the output to be a path, got {str(output_dir)!r} with NUL. Choose another."
+        )
+    output = Path(output_dir).resolve()
     if glob.has_magic(str(output)) or "::" in str(output):
         raise ValueError(
             f"Expected the output's path to have no *, ?, [ or ::, got {output}, which datasets "
             "takes for a pattern and could not load. Choose another folder."
         )
+    return output
 
 
 @dataclass

@@ -28,6 +28,9 @@ from datasets import Image as ImageFeature
 from filelock import FileLock
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from attacks_dataset import annotation_flips, hostile_inputs
+
 from hard_positives_dataset import HardPositives, build_parquet, parquet
 from hard_positives_dataset.annotations import (
     count_doubts,
@@ -920,6 +923,16 @@ def test_a_damaged_directory_of_a_zip_is_told(builder, annotations, tmp_path):
     patched(path, (CENTRAL, 2, 0, b"PX"))
     with pytest.raises(ValueError, match=r"images.zip to be a whole zip, got a damaged directory"):
         builder(annotations, path).as_streaming_dataset()
+
+
+def test_no_bit_flip_in_annotations_is_accepted_without_a_word():
+    counts = annotation_flips(8)
+    assert (counts.tried, counts.wrong) == (8, [])
+
+
+def test_no_hostile_path_image_or_zip_is_accepted_without_a_word():
+    counts = hostile_inputs(40)
+    assert (counts.tried, counts.right, counts.wrong) == (40, 0, [])
 
 
 # Downloads
