@@ -401,7 +401,7 @@ def finetune(
     """Tune a CLIP with hard positives and hard negatives.
 
     Options given beside --recipe change it. Start it again with the same options after an
-    interruption, and it goes on where it was.
+    interruption, and it resumes from its last whole checkpoint.
     """
     from dataclasses import replace
 

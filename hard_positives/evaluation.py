@@ -29,8 +29,8 @@ from hard_positives.result_files import (
 )
 from hard_positives.rows import CAPTION_COLUMNS, RowIndex, about_rows, check_columns, index_rows
 from hard_positives.scoring import load_model, score_rows
-from hard_positives.sources import Source, load_source
-from hard_positives_dataset.content import ContentHash, content_of
+from hard_positives.sources import Source, check_content, load_source
+from hard_positives_dataset.content import ContentHash
 
 VIEWS = ("as_published", "clean")
 _DESCRIBED = pa.schema([field for field in SCORES_SCHEMA if field.name != "logits"])
@@ -189,7 +189,7 @@ def _described_rows(source: Source, index: RowIndex) -> pa.Table:
     tables, start = [], 0
     for split, rows in source.splits.items():
         of_split = slice(start, start + len(rows))
-        _check_content(split, rows, digests[of_split], source.content_sha256.get(split))
+        check_content(split, rows, digests[of_split].tolist(), source.content_sha256.get(split))
         columns = {
             **about_rows(rows, split, digests[of_split]),
             "split": [split] * len(rows),
@@ -199,15 +199,6 @@ def _described_rows(source: Source, index: RowIndex) -> pa.Table:
         tables.append(pa.table(columns, schema=_DESCRIBED))
         start += len(rows)
     return pa.concat_tables(tables)
-
-
-def _check_content(split: str, rows: Dataset, digests: np.ndarray, stated: str | None) -> None:
-    if stated is not None and content_of(rows, digests.tolist()) != stated:
-        raise ValueError(
-            f"Expected the rows of split {split!r} to be those that the dataset's card states "
-            f"(content_sha256 {stated}), got others. The data is damaged or was edited: build or "
-            "download it again."
-        )
 
 
 def _signature(

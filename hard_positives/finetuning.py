@@ -40,19 +40,17 @@ from hard_positives.encoders import ImageTextModel
 from hard_positives.machine import is_main_process, processes
 from hard_positives.names import public_name
 from hard_positives.recipes import RECIPES, Recipe, check_choice
-from hard_positives.rows import RowIndex, check_columns, index_rows
+from hard_positives.rows import RowIndex, about_rows, check_columns, index_rows
 from hard_positives.scoring import EMBEDDED_MODEL, damage_as_value_error, load_model
-from hard_positives.sources import load_splits
+from hard_positives.sources import Source, check_content, load_source
 from hard_positives.trainer import ContrastiveTrainer, TrainingGuard
 from hard_positives.training_rows import (
     TrainingRows,
     check_lengths,
+    check_training_rows,
     choose_texts,
-    content_of,
-    load_training_rows,
-    names_of_categories,
+    identify_content,
 )
-from hard_positives_dataset.content import ContentHash
 from hard_positives_dataset.folders import (
     full_disk,
     full_disk_explained,
@@ -87,7 +85,10 @@ def finetune(
 
     Args:
         model: Hub id or folder of a `CLIPModel`, or `"shapes_clip"`.
-        data: As for :func:`load_training_rows`, like `split`.
+        data: Rows to train on: a folder from `hard-positives generate`, a Hub id, or what
+            `load_dataset` returns, with `image`, `caption`, `hard_positive` and `hard_negative`;
+            the last two may be null in any row.
+        split: Which split of the data; needed where there are several.
         output_dir: Folder for the model; absent, empty, or of the same run when it was killed.
         recipe: One of `RECIPES`, or your own.
         held_out: Triples to score on the way, as for `hard_positives.evaluate`. They must not be
@@ -104,7 +105,7 @@ def finetune(
         settings and the figures on the way; each file is whole, and the card comes last.
 
     Raises:
-        TypeError: The model is no `CLIPModel`; and what `load_training_rows` raises.
+        TypeError: The model is no `CLIPModel`; or a column of the data is of the wrong kind.
         ValueError: Data or settings that cannot work, found before the model is loaded; a damaged
             record in `output_dir`.
         FileExistsError: `output_dir` holds something else, or another process is writing it.
@@ -120,13 +121,16 @@ def finetune(
             f"Expected model to be a Hub id or a folder, got {type(model).__name__}. Save it with "
             "save_pretrained and give the folder."
         )
-    rows = load_training_rows(data, split)
+    source = load_source(data, None if split is None else [split])
+    rows = check_training_rows(source.splits)
     chosen = choose_texts(rows, recipe, seed)
     _check_batches(recipe, len(rows))
-    benchmark = _index_held_out(held_out)
+    benchmark, held_out_content = _index_held_out(held_out)
     with _lock(output):
         _check_output(output)
-        ids, content = content_of(rows)
+        ids, image_digests = identify_content(rows)
+        [name] = source.splits
+        content = check_content(name, rows, image_digests, source.content_sha256.get(name))
         with damage_as_value_error(str(model)):
             processor = _load_processor(model, rows)
         encoder = load_model(model, processor=processor)
@@ -140,8 +144,9 @@ def finetune(
                 "num_hard_negatives_used": int(chosen[1].sum()),
                 "content_sha256": content,
             },
-            "held_out": benchmark
-            and {"id": _name_of(held_out), "content_sha256": _content_of_held_out(benchmark)},
+            "held_out": None
+            if held_out is None
+            else {"id": _name_of(held_out), "content_sha256": held_out_content},
             "recipe": asdict(recipe),
             "seed": seed,
             "checkpoint_steps": checkpoint_steps,
@@ -171,7 +176,7 @@ def finetune(
 
 def _train(trainer: ContrastiveTrainer, processor: ProcessorMixin, output: Path) -> None:
     """Train from the last whole checkpoint to the end, and leave the model and its card."""
-    record = _read_record(output)
+    record = read_record(output)
     if "before" not in record:
         record["before"] = trainer.evaluate() if trainer.eval_dataset else {}
     # Nearly always one number; several where a run was resumed with more or fewer processes.
@@ -306,23 +311,17 @@ def _load_processor(model: str | Path, rows: Dataset) -> ProcessorMixin:
 
 def _index_held_out(
     held_out: str | Path | Dataset | DatasetDict | None,
-) -> dict[str, tuple[RowIndex, list[str]]]:
-    benchmark = {}
-    for split, rows in (load_splits(held_out) if held_out is not None else {}).items():
+) -> tuple[dict[str, tuple[RowIndex, list[str]]], dict[str, str]]:
+    """Return an index and the categories, and the hash of the content, by split."""
+    benchmark, contents = {}, {}
+    source = Source({}) if held_out is None else load_source(held_out)
+    for split, rows in source.splits.items():
         check_columns(rows)
-        categories = names_of_categories(rows) or [split] * len(rows)
-        benchmark[split] = (index_rows(rows), categories)
-    return benchmark
-
-
-def _content_of_held_out(benchmark: dict[str, tuple[RowIndex, list[str]]]) -> str:
-    content = ContentHash()
-    for split, (index, categories) in benchmark.items():
-        for row, category in enumerate(categories):
-            image = index.image_digests[index.image_of_row[row]]
-            texts = [index.captions[place] for place in index.captions_of_row[row]]
-            content.add({"split": split, "image": image, "texts": texts, "category": category})
-    return content.hexdigest()
+        index = index_rows(rows)
+        digests = [index.image_digests[at] for at in index.image_of_row]
+        contents[split] = check_content(split, rows, digests, source.content_sha256.get(split))
+        benchmark[split] = index, about_rows(rows, split, digests)["category"]
+    return benchmark, contents
 
 
 def _identity(encoder: ImageTextModel) -> dict[str, Any]:
@@ -384,7 +383,7 @@ def _begin_or_resume(output: Path, settings: dict[str, Any]) -> None:
 
 
 def _check_same_run(output: Path, settings: dict[str, Any]) -> None:
-    found, given = (_by_name(both) for both in (_read_record(output)["settings"], settings))
+    found, given = (_by_name(both) for both in (read_record(output)["settings"], settings))
     other = [name for name in given if found.get(name) != given[name]]
     if other:
         raise FileExistsError(
@@ -403,7 +402,8 @@ def _by_name(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flat.items() if not name.endswith((" id", " revision"))}
 
 
-def _read_record(output: Path) -> dict[str, Any]:
+def read_record(output: Path) -> dict[str, Any]:
+    """Read what a run has written down of itself; a ValueError that names the file if damaged."""
     try:
         record = json.loads((output / _RECORD).read_bytes())
         if record.pop("sha256") == _record_hash(record):

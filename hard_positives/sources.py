@@ -29,6 +29,7 @@ from huggingface_hub.file_download import repo_folder_name
 
 import hard_positives_dataset
 from hard_positives.rows import regular_file
+from hard_positives_dataset.content import content_of
 
 EMBEDDED_DATASET = "shapes"
 
@@ -106,6 +107,20 @@ def load_source(
         commit,
         _stated_content(_card_of(str(dataset), commit)),
     )
+
+
+def check_content(
+    split: str, rows: Dataset, image_digests: Sequence[str], stated: str | None
+) -> str:
+    """Hash the content of a split, and raise where the dataset's card states another."""
+    found = content_of(rows, image_digests)
+    if stated not in (None, found):
+        raise ValueError(
+            f"Expected the rows of split {split!r} to be those that the dataset's card states "
+            f"(content_sha256 {stated}), got others. The data is damaged or was edited: build or "
+            "download it again."
+        )
+    return found
 
 
 def _check_folder_name(folder: Path) -> None:

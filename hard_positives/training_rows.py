@@ -1,53 +1,45 @@
-"""Rows for training: load them, check all of them, choose shares of them, make batches of them.
+"""Rows for training: check all of them, choose shares of them, make batches of them.
 
-    a Parquet folder or dataset -> checked rows -> ids of what is equal in them
-                                -> decoded images and chosen texts -> a batch
+    loaded rows -> checked rows -> ids of what is equal in them
+                -> decoded images and chosen texts -> a batch
 
 No model here, only its processor.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Image
+from datasets import ClassLabel, Dataset, Image
 from transformers import ProcessorMixin
 
 from hard_positives.recipes import Recipe
 from hard_positives.rows import CAPTION_COLUMNS, check_columns, decode_image, index_rows
 from hard_positives.scoring import NAMED
-from hard_positives.sources import load_splits
-from hard_positives_dataset.content import ContentHash
 
 
-def load_training_rows(
-    data: str | Path | Dataset | DatasetDict, split: str | None = None
-) -> Dataset:
-    """Load rows for training and check all of them.
+def check_training_rows(splits: dict[str, Dataset]) -> Dataset:
+    """Take the one split of what was loaded, and check all of its rows.
 
     Args:
-        data: A folder from ``hard-positives generate``, a Hub id, or what ``load_dataset`` returns,
-            with ``image``, ``caption``, ``hard_positive`` and ``hard_negative``; the last two may
-            be null in any row.
-        split: Which split; needed where there are several.
+        splits: Split -> rows with `image`, `caption`, `hard_positive` and `hard_negative`; the last
+            two may be null in any row.
 
     Returns:
         The rows, images undecoded.
 
     Raises:
         TypeError: A column is of the wrong kind, or a caption is null.
-        ValueError: No rows, a missing column, several splits and none chosen, an empty caption, or
-            a hard negative that equals its caption or its hard positive.
+        ValueError: No rows, a missing column, several splits, an empty caption, or a hard negative
+            that equals its caption or its hard positive.
     """
-    splits = load_splits(data, None if split is None else [split])
     if len(splits) != 1:
         raise ValueError(
             f"Expected data to have one split, got {list(splits)}. Choose one with split."
         )
-    rows = next(iter(splits.values()))
+    [rows] = splits.values()
     check_columns(rows)
     for name in CAPTION_COLUMNS:
         if rows.features[name].dtype not in ("string", "large_string"):
@@ -123,7 +115,7 @@ def choose_texts(rows: Dataset, recipe: Recipe, seed: int) -> tuple[np.ndarray, 
                 "Expected the rows to have the column 'category' for hard_positive_kind, got "
                 f"{rows.column_names}. Add it, or leave hard_positive_kind out."
             )
-        is_swap = np.array([category == "swap" for category in names_of_categories(rows)])
+        is_swap = np.array([category == "swap" for category in _categories(rows)])
         positives = positives & (is_swap == (recipe.hard_positive_kind == "swap"))
     return (
         _share_of(positives, recipe.hard_positive_share, [seed, 0]),
@@ -131,14 +123,12 @@ def choose_texts(rows: Dataset, recipe: Recipe, seed: int) -> tuple[np.ndarray, 
     )
 
 
-def names_of_categories(rows: Dataset) -> list[str] | None:
-    """Read the column `category`, also of class labels, as strings; None if absent.
+def _categories(rows: Dataset) -> list[str]:
+    """Read the column `category`, also of class labels, as strings.
 
     Raises:
         TypeError: Something else is in it.
     """
-    if "category" not in rows.column_names:
-        return None
     categories = rows.with_format("arrow")["category"].to_pylist()
     feature = rows.features["category"]
     if isinstance(feature, ClassLabel):
@@ -150,27 +140,22 @@ def names_of_categories(rows: Dataset) -> list[str] | None:
     return categories
 
 
-def content_of(rows: Dataset) -> tuple[np.ndarray, str]:
-    """Tell which rows share an image or a text, and what their content is.
-
-    Every image is read, none is decoded.
+def identify_content(rows: Dataset) -> tuple[np.ndarray, list[str]]:
+    """Find which rows share an image or a text. Every image file is read, none is decoded.
 
     Returns:
         (N, 4) integers of image, caption, hard positive and hard negative: equal where the bytes of
         the image or the text are, texts of all columns counted together; -1 where a row has none.
-        And the SHA-256 of all rows' content.
+        And the SHA-256 of each row's image.
     """
     index = index_rows(rows, ["caption"])
-    content, texts = ContentHash(), {}
-    ids = np.empty((len(rows), 4), np.int64)
-    ids[:, 0] = index.image_of_row
-    names = [name for name in (*CAPTION_COLUMNS, "category") if name in rows.column_names]
-    for place, row in enumerate(rows.select_columns(names)):
-        content.add({**row, "image": index.image_digests[index.image_of_row[place]]})
-        for column, name in enumerate(CAPTION_COLUMNS, start=1):
-            text = row[name]
-            ids[place, column] = -1 if text is None else texts.setdefault(text, len(texts))
-    return ids, content.hexdigest()
+    texts: dict[str, int] = {}
+    columns = [index.image_of_row]
+    for name in CAPTION_COLUMNS:
+        column = rows.with_format("arrow")[name].to_pylist()
+        numbers = [-1 if text is None else texts.setdefault(text, len(texts)) for text in column]
+        columns.append(np.array(numbers))
+    return np.stack(columns, axis=1), [index.image_digests[at] for at in index.image_of_row]
 
 
 def _share_of(present: np.ndarray, share: float, seed: list[int]) -> np.ndarray:
@@ -185,8 +170,8 @@ class TrainingRows(torch.utils.data.Dataset):
     """What a batch is made of: decoded images and the texts that the recipe chose.
 
     Attributes:
-        rows: From `load_training_rows`.
-        content_ids: (N, 4) from `content_of`.
+        rows: From `check_training_rows`.
+        content_ids: (N, 4) from `identify_content`.
         use_hard_positive: (N,) booleans from `choose_texts`.
         use_hard_negative: (N,) likewise.
     """

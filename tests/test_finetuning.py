@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ROOT
@@ -44,9 +46,9 @@ from hard_positives.trainer import ContrastiveTrainer
 from hard_positives.training_rows import (
     Collator,
     TrainingRows,
+    check_training_rows,
     choose_texts,
-    content_of,
-    load_training_rows,
+    identify_content,
 )
 from hard_positives_dataset.folders import lock_for
 from hard_positives_dataset.shapes import generate_rows
@@ -305,8 +307,10 @@ def no_edits() -> dict[str, float]:
 
 
 def batch_of(model, rows, recipe, places) -> dict[str, torch.Tensor]:
-    checked = load_training_rows(rows)
-    data = TrainingRows(checked, content_of(checked)[0], *choose_texts(checked, recipe, seed=0))
+    checked = check_training_rows({"train": rows})
+    data = TrainingRows(
+        checked, identify_content(checked)[0], *choose_texts(checked, recipe, seed=0)
+    )
     processor = AutoProcessor.from_pretrained(model, backend="pil")
     return Collator(processor)([data[place] for place in places])
 
@@ -332,18 +336,15 @@ def test_rows_know_which_of_them_share_a_picture_or_a_text(triples):
     records = [dict(record) for record in triples.to_list()[:8]]
     records[5]["hard_positive"] = records[0]["caption"]
     records[6]["hard_negative"] = None
-    ids, content = content_of(load_training_rows(Dataset.from_list(records, triples.features)))
+    rows = Dataset.from_list(records, triples.features)
+    ids, digests = identify_content(check_training_rows({"train": rows}))
+    assert [digests.index(digest) for digest in digests] == [0, 0, 0, 0, 4, 4, 4, 4]
     assert ids[:, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     assert ids[5, 2] == ids[0, 1] and ids[6, 3] == -1
     texts = [[row[name] for name in CAPTION_COLUMNS] for row in records]
     for (i, a), (j, b) in itertools.product(itertools.product(range(8), range(3)), repeat=2):
         same = texts[i][a] is not None and texts[i][a] == texts[j][b]
         assert same == (ids[i, 1 + a] == ids[j, 1 + b] >= 0)
-    for change in ({"caption": "a mule"}, {"image": records[7]["image"]}):
-        others = [{**records[0], **change}, *records[1:]]
-        assert content_of(load_training_rows(Dataset.from_list(others, triples.features)))[1] != (
-            content
-        )
 
 
 def test_trimming_changes_no_vector(tiny_clip, training_rows):
@@ -360,7 +361,7 @@ def test_trimming_changes_no_vector(tiny_clip, training_rows):
 
 
 def test_shares_are_exact_parts_of_one_another_and_follow_the_seed(training_rows):
-    rows = load_training_rows(training_rows)
+    rows = check_training_rows({"train": training_rows})
     used = {}
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         recipe = replace(SMALL, hard_negative_share=share, hard_positive_share=share)
@@ -378,7 +379,7 @@ def test_shares_are_exact_parts_of_one_another_and_follow_the_seed(training_rows
 
 @pytest.mark.parametrize(("kind", "is_swap"), [("swap", True), ("replace", False)])
 def test_hard_positives_of_one_kind_alone_leave_the_hard_negatives_be(training_rows, kind, is_swap):
-    rows = load_training_rows(training_rows)
+    rows = check_training_rows({"train": training_rows})
     positives, negatives = choose_texts(rows, replace(SMALL, hard_positive_kind=kind), seed=0)
     expected = [
         text is not None and (category == "swap") == is_swap
@@ -389,23 +390,28 @@ def test_hard_positives_of_one_kind_alone_leave_the_hard_negatives_be(training_r
 
 
 def test_kinds_are_read_from_class_labels_too_and_nothing_else_passes_for_one(
-    training_rows, tmp_path
+    training_rows, held_out, tmp_path
 ):
     recipe = replace(SMALL, hard_positive_kind="swap")
     labels = training_rows.cast_column("category", ClassLabel(names=["attribute", "swap"]))
     for named, coded in zip(
-        choose_texts(load_training_rows(training_rows), recipe, seed=0),
-        choose_texts(load_training_rows(labels), recipe, seed=0),
+        choose_texts(check_training_rows({"train": training_rows}), recipe, seed=0),
+        choose_texts(check_training_rows({"train": labels}), recipe, seed=0),
         strict=True,
     ):
         assert coded.any()
         np.testing.assert_array_equal(named, coded)
-    for wrong in ([None] + ["swap"] * 39, list(range(40))):
-        rows = training_rows.remove_columns("category").add_column("category", wrong)
+    nulls, numbers = [None] + ["swap"] * 39, list(range(40))
+    rows = [
+        training_rows.remove_columns("category").add_column("category", wrong)
+        for wrong in (nulls, numbers)
+    ]
+    for wrong in rows:
         with pytest.raises(TypeError, match=r"column 'category' to hold strings, got .* first 0"):
-            finetune("no/such-model", rows, tmp_path / "out", recipe=recipe)
-        with pytest.raises(TypeError, match=r"column 'category' to hold strings, got .* first 0"):
-            finetune("no/such-model", training_rows, tmp_path / "out", recipe=SMALL, held_out=rows)
+            finetune("no/such-model", wrong, tmp_path / "out", recipe=recipe)
+    without = held_out.remove_columns("category").add_column("category", nulls)
+    with pytest.raises(ValueError, match=r"'category' .* got null in 1 rows, first 0"):
+        finetune("no/such-model", training_rows, tmp_path / "out", recipe=SMALL, held_out=without)
     assert not list(tmp_path.iterdir())
 
 
@@ -428,6 +434,34 @@ def test_rows_that_cannot_be_trained_on_are_named(
     with pytest.raises(error, match=match):
         finetune(tiny_clip, rows, tmp_path / "out", recipe=SMALL)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "pipe", "/etc/hostname", "../mine.png", "/mine.png"])
+def test_rows_that_name_files_outside_their_folder_are_refused_before_a_model_is_looked_for(
+    path, training_rows, tmp_path
+):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    os.mkfifo(folder / "pipe")
+    training_rows[0]["image"].save(tmp_path / "mine.png")
+    if path == "/mine.png":
+        path = str(tmp_path / "mine.png")
+    records = training_rows.cast_column("image", Image(decode=False)).to_list()
+    records[3]["image"] = {"bytes": None, "path": path}
+    table = pa.Table.from_pylist(records, schema=training_rows.features.arrow_schema)
+    pq.write_table(table, folder / "train.parquet")
+    with pytest.raises(ValueError, match=r"image.*3"):
+        finetune("no/such-model", folder, tmp_path / "out", recipe=SMALL)
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_other_than_its_card_states_are_refused(generated_folder, tmp_path):
+    card = generated_folder / "README.md"
+    stated = re.search(r"content_sha256:\s+train: '?([0-9a-f]{64})", card.read_text())
+    assert stated, card.read_text()[:600]
+    card.write_text(card.read_text().replace(stated[1], "0" * 64))
+    with pytest.raises(ValueError, match="the dataset's card states"):
+        finetune("no/such-model", generated_folder, tmp_path / "out", recipe=SMALL)
 
 
 def test_wrong_data_and_settings_are_found_before_a_model_is_looked_for(training_rows, tmp_path):
@@ -943,13 +977,14 @@ from safetensors.torch import save_file
 from torch.utils.data import Subset
 from transformers import AutoProcessor, CLIPModel, TrainingArguments
 from hard_positives import Recipe
+from hard_positives.sources import load_splits
 from hard_positives.trainer import ContrastiveTrainer
 from hard_positives.training_rows import (
-    Collator, TrainingRows, choose_texts, content_of, load_training_rows
+    Collator, TrainingRows, check_training_rows, choose_texts, identify_content
 )
 model_dir, data, output = sys.argv[1:]
-rows = load_training_rows(data)
-ids = content_of(rows)[0]
+rows = check_training_rows(load_splits(data))
+ids = identify_content(rows)[0]
 processor = AutoProcessor.from_pretrained(model_dir, backend="pil")
 data = TrainingRows(rows, ids, *choose_texts(rows, Recipe(), 0))
 world_size = int(__import__("os").environ.get("WORLD_SIZE", 1))
@@ -1049,7 +1084,8 @@ def test_the_command_says_what_is_wrong_in_a_sentence(training_folder, tmp_path)
 
 def test_rows_from_the_rendered_world_can_be_trained_on(tmp_path):
     records = list(generate_rows("train", 12))
-    rows = load_training_rows(Dataset.from_list(records).cast_column("image", Image()))
+    rows = Dataset.from_list(records).cast_column("image", Image())
+    rows = check_training_rows({"train": rows})
     positives, negatives = choose_texts(rows, SMALL, seed=0)
     assert positives.all()
     assert negatives.all()
