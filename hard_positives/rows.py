@@ -231,12 +231,12 @@ def read_image_file(cell: dict[str, Any] | None, row: int) -> bytes:
         ) from error
 
 
-def regular_file(path: str, limit: int | None = MAX_IMAGE_BYTES) -> str:
-    """Return the path of a file that may be read; nothing is opened.
+def regular_file(path: str) -> str:
+    """Return the path of a file that may be read as an image; nothing is opened.
 
     Raises:
-        ValueError: It is missing, a folder, a device, a pipe or a socket, or of more than ``limit``
-            bytes.
+        ValueError: It is missing, a folder, a device, a pipe or a socket, or of more than
+            ``MAX_IMAGE_BYTES``.
     """
     try:
         status = os.stat(path)
@@ -244,8 +244,8 @@ def regular_file(path: str, limit: int | None = MAX_IMAGE_BYTES) -> str:
         raise ValueError(f"no such file ({getattr(error, 'strerror', None) or error})") from error
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("no regular file")
-    if limit is not None and status.st_size > limit:
-        raise ValueError(f"a file of {status.st_size:,} bytes, more than {limit:,}")
+    if status.st_size > MAX_IMAGE_BYTES:
+        raise ValueError(f"a file of {status.st_size:,} bytes, more than {MAX_IMAGE_BYTES:,}")
     return path
 
 

@@ -93,7 +93,11 @@ def load_source(
     with _explained(str(dataset)) as files:
         # What load_dataset does; the builder alone knows the commit.
         builder = load_dataset_builder(str(dataset), revision=revision)
-        files += _local_files(builder)
+        if not on_the_hub:
+            files += _local_files(builder)
+            # The copy of a folder with a card would stay in use when its files have changed.
+            config_id = f"{builder.config.name}-{_state_of(files)}"
+            builder = load_dataset_builder(str(dataset), config_id=config_id)
         if revision is not None:
             _check_revision(builder, str(dataset), revision)
         builder.download_and_prepare()
@@ -132,12 +136,16 @@ def _check_folder_name(folder: Path) -> None:
 
 
 def _local_files(builder: DatasetBuilder) -> list[str]:
-    """The data files that are here, refused where reading one could go on for ever."""
     of_split = (builder.config.data_files or {}).values()
-    files = [str(file) for files in of_split for file in files if os.path.exists(file)]
-    for file in files:
-        regular_file(file, limit=None)
-    return files
+    return [str(file) for files in of_split for file in files if os.path.exists(file)]
+
+
+def _state_of(files: Sequence[str]) -> str:
+    """Tell whether files are as they were, from all that changes when they do."""
+    states = [(file, os.stat(file)) for file in files]
+    return Hasher.hash(
+        [(file, state.st_size, state.st_mtime_ns, state.st_ctime_ns) for file, state in states]
+    )
 
 
 @contextmanager
