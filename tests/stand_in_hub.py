@@ -51,7 +51,8 @@ class Repository:
 
     def commit(self, ref: str, title: str, files: dict[str, bytes]) -> Commit:
         parent = self.refs.get(ref)
-        identity = json.dumps([self.kind, self.id, ref, parent, title, len(self.commits)])
+        contents = {path: _etag(path, content) for path, content in files.items()}
+        identity = json.dumps([self.kind, self.id, ref, parent, title, len(self.commits), contents])
         digest = hashlib.sha1(identity.encode(), usedforsecurity=False)
         commit = Commit(digest.hexdigest(), parent, title, files)
         self.commits[commit.sha] = commit
