@@ -926,13 +926,13 @@ def test_a_hub_that_repeats_the_token_does_not_get_it_printed(stand_in, client, 
     assert not re.search(f"{WRITER}|pass|key|\x1b", done.err)
 
 
-def test_a_password_of_the_hubs_address_is_not_printed(stand_in, tmp_path):
+def test_a_password_of_the_hubs_address_is_not_printed(stand_in, client, model, results, tmp_path):
+    assert client("publish", "results", results, MODEL, "--no-create-pr").code == 0
     environment = environment_for(stand_in.url.replace("//", "//ann:secret@"), tmp_path)
-    command = [sys.executable, "-m", "hard_positives", "publish", "metric", METRIC]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert stand_in.requests
-    assert f"{stand_in.url}/" in done.stdout or done.returncode == 1
-    assert "secret" not in done.stdout + done.stderr
+    command = [sys.executable, "-m", "hard_positives", "publish", "results", results, MODEL]
+    done = subprocess.run([*command, "--dry-run"], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"Nothing to change: {stand_in.url}/{MODEL}\n")
+    assert "secret" not in done.stderr
 
 
 def test_a_foreign_card_cannot_move_the_terminal(client, model, results):

@@ -427,6 +427,11 @@ def poisoned() -> list[EvaluationResult]:
 def test_no_field_of_a_foreign_result_gets_out_of_its_place(browser, poisoned, tmp_path):
     page = write_report(poisoned, tmp_path)
     assert problems_of_page(tmp_path) == []
+    markdown = page.with_name("report.md").read_text(encoding="utf-8")
+    blocks = re.findall("^(`+)sh\n(.*)\n(`+)$", markdown, re.M)
+    assert len(blocks) == len(poisoned)
+    for fence, command, end in blocks:
+        assert fence == end and fence not in command
     open_page(browser, page)
     assert browser.get_log("browser") == []
     assert len(find(browser, "script")) == 1
