@@ -1,0 +1,1 @@
+"""Attacks on the project, each a few lines; `../faults.py` runs them."""

@@ -1,0 +1,25 @@
+"""The list of all attacks, with their sizes."""
+
+from functools import cache
+from pathlib import Path
+
+from attacks.harness import Attack
+from attacks.kills import kills_of
+from attacks.world import Command, make_world
+
+
+def all_attacks(scratch: Path) -> list[Attack]:
+    """Name every attack; the world is made when the first one needs it."""
+
+    @cache
+    def commands() -> dict[str, Command]:
+        return make_world(scratch / "world")
+
+    return [
+        kills_of("build", commands, small=3, full=45),
+        kills_of("evaluate", commands, small=3, full=60),
+        kills_of("report", commands, small=3, full=45),
+        kills_of("generate", commands, small=3, full=30),
+        kills_of("generate images", commands, small=2, full=30),
+        kills_of("finetune", commands, small=3, full=45),
+    ]

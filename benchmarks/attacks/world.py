@@ -1,0 +1,156 @@
+"""The small data that commands are run on, and the commands: made once, attacked many times."""
+
+import io
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from attacks.commands import Run, contents, run_well
+from hard_positives import EvaluationResult
+from hard_positives_dataset.shapes import generate_rows
+
+ROWS = 48
+
+
+def write_sources(folder: Path, num_rows: int) -> None:
+    """Write rows of the rendered world as annotations and images of the published form."""
+    (folder / "images").mkdir(parents=True)
+    sides = {name: defaultdict(list) for name in ("original", "hard_positive")}
+    for row in generate_rows("replace", num_rows):
+        number = row["image_id"].rpartition("-")[2]
+        picture = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
+        picture.save(folder / "images" / f"{number}.jpg")
+        entry = {"image_id": number, "image_path": f"data/VG_100K/{number}.jpg"}
+        entry["false_caption"] = row["hard_negative"]
+        for side, caption in {"original": "caption", "hard_positive": "hard_positive"}.items():
+            file = f"vl_checklist_{row['category']}s.json"
+            sides[side][file].append({**entry, "true_caption": row[caption]})
+    for side, files in sides.items():
+        (folder / side).mkdir()
+        for file, entries in files.items():
+            (folder / side / file).write_text(json.dumps(entries))
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that writes a folder, and how to know what it has written.
+
+    Attributes:
+        name: Of the command.
+        words: The command line for an output folder.
+        mark: The file that says that a new output is whole.
+        older: An earlier output that the command replaces, if it is of that kind.
+        standing: What of an output must be that of the older or of the new one, whole.
+        volatile: Files that hold times.
+    """
+
+    name: str
+    words: Callable[[Path], list[object]]
+    mark: str = ""
+    older: Path | None = None
+    standing: Callable[[Path], list[Any]] | None = None
+    volatile: Sequence[str] = ()
+    scratch: Path = field(default=Path(), repr=False)
+
+    def begin(self, place: Path) -> None:
+        """Make the place as it is before the command."""
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        if self.older is not None:
+            shutil.copytree(self.older, place / "out")
+
+    def line(self, place: Path) -> list[object]:
+        """The command line that writes to a place."""
+        return [*self.words(place / "out"), "--quiet"]
+
+    def result(self, place: Path) -> dict[str, bytes]:
+        """What stands at a place, for comparison."""
+        files = contents(place / "out")
+        return {name: file for name, file in files.items() if name not in self.volatile}
+
+    @cached_property
+    def reference(self) -> tuple[Run, dict[str, bytes]]:
+        """A run that nobody disturbs, and its result."""
+        self.begin(self.scratch / "reference")
+        run = run_well(self.line(self.scratch / "reference"), self.scratch / "reference" / "home")
+        return run, self.result(self.scratch / "reference")
+
+    def is_done(self, place: Path) -> bool:
+        """Whether the new output is there, whole."""
+        return self.result(place) == self.reference[1]
+
+    def problem(self, place: Path) -> str:
+        """What is wrong with what stands at a place after a fault; empty where nothing is."""
+        out = place / "out"
+        if self.older is None:
+            half = (out / self.mark).exists() and not self.is_done(place)
+            return "a half output counts as done" if half else ""
+        try:
+            found = self.standing(out)
+        except (ValueError, OSError) as error:
+            return f"the older result is lost: {error}"
+        whole = [*self.standing(self.older), *self.standing(self.scratch / "reference" / "out")]
+        return "" if all(part in whole for part in found) else "neither the older nor the new"
+
+
+def _loaded(folder: Path) -> list[Any]:
+    result = EvaluationResult.load(folder)
+    return [(result.scores, result.signature)]
+
+
+def _pages(folder: Path) -> list[Any]:
+    return [(folder / name).read_bytes() for name in ("index.html", "report.md")]
+
+
+def make_world(folder: Path) -> dict[str, Command]:
+    """Write the sources, run every command once, and return the commands by name."""
+    less = folder / "less"
+    home = folder / "home"
+    write_sources(folder, ROWS)
+    write_sources(less, ROWS // 2)
+    captions = [f"a red cup and a white dog number {number}" for number in range(100)]
+    (folder / "captions.txt").write_text("\n".join(captions))
+
+    def build(source: Path) -> Callable[[Path], list[object]]:
+        sources = ("--annotations", source, "--images", source / "images", "--split", "replace")
+        return lambda out: ["build", out, *sources]
+
+    def evaluate(source: Path) -> Callable[[Path], list[object]]:
+        data = ("--dataset", source / "REPLACE")
+        return lambda out: ["evaluate", "shapes_clip", *data, "--output", out]
+
+    def report(result: Path, source: Path) -> Callable[[Path], list[object]]:
+        return lambda out: ["report", result, "--dataset", source / "REPLACE", "--output", out]
+
+    def generate(source: object, *options: object) -> Callable[[Path], list[object]]:
+        return lambda out: ["generate", source, "--output", out, "--workers", "1", *options]
+
+    def finetune(out: Path) -> list[object]:
+        steps = ("--batch-size", "16", "--epochs", "1", "--checkpoint-steps", "1")
+        return ["finetune", "shapes_clip", "--data", folder / "train", "--output", out, *steps]
+
+    with_images = generate(folder / "REPLACE", "--split", "replace")
+    for source, result in ((folder, "new"), (less, "older")):
+        run_well([*build(source)(source / "REPLACE"), "--quiet"], home)
+        run_well([*evaluate(source)(folder / result), "--quiet"], home)
+    run_well([*report(folder / "older", less)(folder / "older_page"), "--quiet"], home)
+    run_well([*with_images(folder / "train"), "--quiet"], home)
+
+    older = {"older": folder / "older", "standing": _loaded}
+    older_page = {"older": folder / "older_page", "standing": _pages}
+    commands = [
+        Command("build", build(folder), mark="README.md"),
+        Command("evaluate", evaluate(folder), **older),
+        Command("report", report(folder / "new", folder), **older_page),
+        Command("generate", generate(folder / "captions.txt"), mark="generation.json"),
+        Command("generate images", with_images, mark="generation.json"),
+        Command("finetune", finetune, mark="README.md", volatile=["finetuning.json"]),
+    ]
+    return {command.name: command for command in commands}
