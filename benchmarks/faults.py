@@ -41,15 +41,18 @@ def main() -> int:
 
 def attack(options: argparse.Namespace, scratch: Path) -> int:
     """Run what was chosen in a folder that is removed afterwards."""
-    set_environment(scratch)
+    from attacks.stand_in import WRITER, start_hub
+
+    manager, hub = start_hub()
+    set_environment(scratch, {"HF_ENDPOINT": hub.url(), "HF_TOKEN": WRITER})
     from rich.console import Console
 
     from attacks.all import all_attacks
     from attacks.harness import progress_bars, run_attack, say
 
     console, tallies = Console(), []
-    chosen = [a for a in all_attacks(scratch) if a.name.startswith(tuple(options.only))]
-    with progress_bars(console) as begin:
+    chosen = [a for a in all_attacks(scratch, hub) if a.name.startswith(tuple(options.only))]
+    with manager, progress_bars(console) as begin:
         for one in chosen:
             numbers = range(one.small if options.size == "small" else one.full)
             numbers = numbers if options.trial is None else [options.trial]
@@ -62,11 +65,12 @@ def attack(options: argparse.Namespace, scratch: Path) -> int:
     return say(console, tallies)
 
 
-def set_environment(scratch: Path) -> None:
+def set_environment(scratch: Path, hub: dict[str, str]) -> None:
     """Set what the libraries read when they are imported; a fork wants no threads."""
     for name in [name for name in os.environ if name.startswith("HF_") or "proxy" in name.lower()]:
         del os.environ[name]
     os.environ |= {
+        **hub,
         "HF_HOME": str(scratch / "hf"),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

@@ -159,7 +159,11 @@ class _Handler(BaseHTTPRequestHandler):
                 fault.status()
             self.close_connection = True
             return
-        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        self.body = self.rfile.read(length)
+        if len(self.body) < length:  # whoever sent it died on the way
+            self.close_connection = True
+            return
         try:
             if fault and isinstance(fault.status, int):
                 request = f"{self.url}{self.path} {self.headers['Authorization']}"

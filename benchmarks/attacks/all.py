@@ -3,17 +3,19 @@
 from functools import cache
 from pathlib import Path
 
+from attacks.disks import disks_of
 from attacks.harness import Attack
 from attacks.kills import kills_of
+from attacks.stand_in import Hub
 from attacks.world import Command, make_world
 
 
-def all_attacks(scratch: Path) -> list[Attack]:
+def all_attacks(scratch: Path, hub: Hub) -> list[Attack]:
     """Name every attack; the world is made when the first one needs it."""
 
     @cache
     def commands() -> dict[str, Command]:
-        return make_world(scratch / "world")
+        return make_world(scratch / "world", hub)
 
     return [
         kills_of("build", commands, small=3, full=45),
@@ -22,4 +24,13 @@ def all_attacks(scratch: Path) -> list[Attack]:
         kills_of("generate", commands, small=3, full=30),
         kills_of("generate images", commands, small=2, full=30),
         kills_of("finetune", commands, small=3, full=45),
+        kills_of("publish dataset", commands, small=3, full=30),
+        kills_of("publish results", commands, small=3, full=30),
+        disks_of("build", commands, small=2, full=10),
+        disks_of("evaluate", commands, small=2, full=10),
+        disks_of("evaluate", commands, small=2, full=10, cache=True),
+        disks_of("report", commands, small=2, full=10),
+        disks_of("generate", commands, small=2, full=10),
+        disks_of("generate images", commands, small=2, full=10),
+        disks_of("finetune", commands, small=2, full=10),
     ]

@@ -15,12 +15,11 @@ import psutil
 from attacks.harness import Outcome, fork, refused, wrong
 from hard_positives import Rules, encoders
 from hard_positives.cli import app
-from hard_positives.generation import TASKS
 
 # What the commands import or load when they run, here once for all.
 for name in ("finetuning", "hub", "language_model", "report"):
     importlib.import_module(f"hard_positives.{name}")
-Rules().edit("a red cup and a white dog", TASKS[0])
+Rules().prepare()
 
 # Small, so that small data has several of what is put in place one by one.
 encoders.IMAGES_A_CHUNK, encoders.CAPTIONS_A_CHUNK, Rules.chunk_size = 4, 16, 20

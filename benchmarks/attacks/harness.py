@@ -19,6 +19,7 @@ Nothing here knows what is attacked.
 import multiprocessing
 import multiprocessing.connection
 import random
+import re
 import shutil
 import signal
 import sys
@@ -124,7 +125,7 @@ def run_attack(
 ) -> Tally:
     """Run the trials of these numbers in `jobs` processes; what each shows goes to `show`."""
     tally, began = Tally(attack.name), time.monotonic()
-    folder = scratch / attack.name.replace(" ", "_")
+    folder = scratch / re.sub(r"\W+", "_", attack.name)
     folder.mkdir()
     with attack.prepare(folder) as attempt:
         for number, outcome in _outcomes(attack, attempt, numbers, seed, jobs, folder):

@@ -1,10 +1,11 @@
 """The small data that commands are run on, and the commands: made once, attacked many times."""
 
+import dataclasses
 import io
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +13,14 @@ from typing import Any
 
 from PIL import Image
 
+import hard_positives
 from attacks.commands import Run, contents, run_well
+from attacks.stand_in import Hub
 from hard_positives import EvaluationResult
 from hard_positives_dataset.shapes import generate_rows
 
-ROWS = 48
+ROWS = 96
+MODEL = Path(hard_positives.__file__).parent / "shapes_clip"
 
 
 def write_sources(folder: Path, num_rows: int) -> None:
@@ -49,6 +53,7 @@ class Command:
         older: An earlier output that the command replaces, if it is of that kind.
         standing: What of an output must be that of the older or of the new one, whole.
         volatile: Files that hold times.
+        scratch: Where the run stands that nobody disturbs.
     """
 
     name: str
@@ -70,17 +75,17 @@ class Command:
         """The command line that writes to a place."""
         return [*self.words(place / "out"), "--quiet"]
 
-    def result(self, place: Path) -> dict[str, bytes]:
+    def result(self, place: Path) -> dict[str, Any]:
         """What stands at a place, for comparison."""
         files = contents(place / "out")
         return {name: file for name, file in files.items() if name not in self.volatile}
 
     @cached_property
-    def reference(self) -> tuple[Run, dict[str, bytes]]:
+    def reference(self) -> tuple[Run, dict[str, Any]]:
         """A run that nobody disturbs, and its result."""
-        self.begin(self.scratch / "reference")
-        run = run_well(self.line(self.scratch / "reference"), self.scratch / "reference" / "home")
-        return run, self.result(self.scratch / "reference")
+        place = self.scratch / "reference"
+        self.begin(place)
+        return run_well(self.line(place), place / "home"), self.result(place)
 
     def is_done(self, place: Path) -> bool:
         """Whether the new output is there, whole."""
@@ -109,12 +114,12 @@ def _pages(folder: Path) -> list[Any]:
     return [(folder / name).read_bytes() for name in ("index.html", "report.md")]
 
 
-def make_world(folder: Path) -> dict[str, Command]:
+def make_world(folder: Path, hub: Hub) -> dict[str, Command]:
     """Write the sources, run every command once, and return the commands by name."""
     less = folder / "less"
     home = folder / "home"
     write_sources(folder, ROWS)
-    write_sources(less, ROWS // 2)
+    write_sources(less, ROWS // 6)
     captions = [f"a red cup and a white dog number {number}" for number in range(100)]
     (folder / "captions.txt").write_text("\n".join(captions))
 
@@ -133,7 +138,7 @@ def make_world(folder: Path) -> dict[str, Command]:
         return lambda out: ["generate", source, "--output", out, "--workers", "1", *options]
 
     def finetune(out: Path) -> list[object]:
-        steps = ("--batch-size", "16", "--epochs", "1", "--checkpoint-steps", "1")
+        steps = ("--batch-size", "32", "--epochs", "1", "--checkpoint-steps", "1")
         return ["finetune", "shapes_clip", "--data", folder / "train", "--output", out, *steps]
 
     with_images = generate(folder / "REPLACE", "--split", "replace")
@@ -153,4 +158,82 @@ def make_world(folder: Path) -> dict[str, Command]:
         Command("generate images", with_images, mark="generation.json"),
         Command("finetune", finetune, mark="README.md", volatile=["finetuning.json"]),
     ]
+    commands += publish_commands(folder, hub)
     return {command.name: command for command in commands}
+
+
+# --- publishing ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Publish(Command):
+    """A command that writes a repository of the stand-in Hub; each place has one of its own."""
+
+    hub: Hub | None = None
+    kind: str = "datasets"
+
+    def id(self, place: Path) -> str:
+        """The repository of a place."""
+        return f"org/{self.kind}-{place.parent.name}"
+
+    def begin(self, place: Path) -> None:
+        """Make the place without a repository."""
+        super().begin(place)
+        self.hub.remove(self.kind, self.id(place))
+
+    def line(self, place: Path) -> list[object]:
+        """The command line that publishes to the repository of a place."""
+        return [*self.words(place), self.id(place)]
+
+    def result(self, place: Path) -> dict[str, Any]:
+        """The newest commit's files, and how many commits and pull requests there are."""
+        repository = self.hub.find(self.kind, self.id(place))
+        if repository is None:
+            return {}
+        newest = list(repository.commits.values())[-1]
+        name = self.id(place).partition("/")[2].encode()
+        files = {path: file.replace(name, b"ID") for path, file in newest.files.items()}
+        counts = {"commits": len(repository.commits), "requests": len(repository.pull_requests)}
+        return {**files, **counts}
+
+    def problem(self, place: Path) -> str:
+        """Whether there is more than one commit on top of the first."""
+        found = self.result(place)
+        done = found.get("commits", 0) > 1 and not self.is_done(place)
+        return f"published otherwise or twice: {sorted(found)}" if done else ""
+
+
+@dataclass(frozen=True)
+class PublishResults(Publish):
+    """Results on a model's page: the model is there before, without them."""
+
+    result_folder: Path = Path()
+    model: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+    def begin(self, place: Path) -> None:
+        """Put the model on the Hub, and results that name it beside the place."""
+        super().begin(place)
+        self.hub.add(self.kind, self.id(place), self.model)
+        saved = EvaluationResult.load(self.result_folder)
+        model = {**saved.signature["model"], "id": self.id(place)}
+        changed = dataclasses.replace(saved, signature={**saved.signature, "model": model})
+        changed.save(place / "results")
+
+
+def publish_commands(folder: Path, hub: Hub) -> list[Command]:
+    """Publish a dataset and a model, score them from there, and return what publishes more."""
+    model = {path.name: path.read_bytes() for path in MODEL.iterdir() if path.is_file()}
+    hub.add("models", "org/model", model)
+    run_well(["publish", "dataset", folder / "REPLACE", "org/data"], folder / "home")
+    words = ["evaluate", "org/model", "--dataset", "org/data", "--output", folder / "of_the_hub"]
+    run_well([*words, "--quiet"], folder / "home")
+    about_results = {"result_folder": folder / "of_the_hub", "model": model, "kind": "models"}
+    return [
+        Publish("publish dataset", lambda _: ["publish", "dataset", folder / "REPLACE"], hub=hub),
+        PublishResults(
+            "publish results",
+            lambda place: ["publish", "results", place / "results"],
+            hub=hub,
+            **about_results,
+        ),
+    ]
