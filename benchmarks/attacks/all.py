@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 
 from attacks.disks import disks_of
+from attacks.flips import flips_in
 from attacks.harness import Attack
 from attacks.kills import kills_of
 from attacks.stand_in import Hub
@@ -33,4 +34,19 @@ def all_attacks(scratch: Path, hub: Hub) -> list[Attack]:
         disks_of("generate", commands, small=2, full=10),
         disks_of("generate images", commands, small=2, full=10),
         disks_of("finetune", commands, small=2, full=10),
+        flips_in("Parquet", "evaluate a copy", "REPLACE/data/*", commands, small=10, full=1000),
+        flips_in("results", "report on a copy", "new/*", commands, small=10, full=1000),
+        flips_in("cache", "evaluate", "home/cache/*/*", commands, small=10, full=1000),
+        flips_in(
+            "parts", "generate", ".out.parts/*", commands, small=10, full=1000, stopped=True
+        ),
+        flips_in(
+            "checkpoints",
+            "finetune",
+            "out/checkpoints/*/*",
+            commands,
+            small=5,
+            full=1000,
+            stopped=True,
+        ),
     ]

@@ -51,6 +51,7 @@ class Command:
         words: The command line for an output folder.
         mark: The file that says that a new output is whole.
         older: An earlier output that the command replaces, if it is of that kind.
+        inputs: What it reads, by the name that a copy of it has beside the output.
         standing: What of an output must be that of the older or of the new one, whole.
         volatile: Files that hold times.
         scratch: Where the run stands that nobody disturbs.
@@ -60,6 +61,7 @@ class Command:
     words: Callable[[Path], list[object]]
     mark: str = ""
     older: Path | None = None
+    inputs: Mapping[str, Path] = field(default_factory=dict)
     standing: Callable[[Path], list[Any]] | None = None
     volatile: Sequence[str] = ()
     scratch: Path = field(default=Path(), repr=False)
@@ -70,6 +72,8 @@ class Command:
         place.mkdir(parents=True)
         if self.older is not None:
             shutil.copytree(self.older, place / "out")
+        for name, source in self.inputs.items():
+            shutil.copytree(source, place / name)
 
     def line(self, place: Path) -> list[object]:
         """The command line that writes to a place."""
@@ -157,6 +161,19 @@ def make_world(folder: Path, hub: Hub) -> dict[str, Command]:
         Command("generate", generate(folder / "captions.txt"), mark="generation.json"),
         Command("generate images", with_images, mark="generation.json"),
         Command("finetune", finetune, mark="README.md", volatile=["finetuning.json"]),
+    ]
+    # The same on copies that can be damaged.
+    commands += [
+        Command(
+            "evaluate a copy",
+            lambda out: evaluate(out.parent)(out),
+            inputs={"REPLACE": folder / "REPLACE"},
+        ),
+        Command(
+            "report on a copy",
+            lambda out: report(out.parent / "new", folder)(out),
+            inputs={"new": folder / "new"},
+        ),
     ]
     commands += publish_commands(folder, hub)
     return {command.name: command for command in commands}
