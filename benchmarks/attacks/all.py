@@ -7,6 +7,8 @@ from attacks.disks import disks_of
 from attacks.flips import flips_in
 from attacks.harness import Attack
 from attacks.kills import kills_of
+from attacks.servers import server_faults
+from attacks.stale import stale_embeddings
 from attacks.stand_in import Hub
 from attacks.world import Command, make_world
 
@@ -49,4 +51,6 @@ def all_attacks(scratch: Path, hub: Hub) -> list[Attack]:
             full=1000,
             stopped=True,
         ),
+        server_faults(small=12, full=200),
+        stale_embeddings(small=4),
     ]
