@@ -39,9 +39,7 @@ def all_attacks(scratch: Path, hub: Hub) -> list[Attack]:
         flips_in("Parquet", "evaluate a copy", "REPLACE/data/*", commands, small=10, full=1000),
         flips_in("results", "report on a copy", "new/*", commands, small=10, full=1000),
         flips_in("cache", "evaluate", "home/cache/*/*", commands, small=10, full=1000),
-        flips_in(
-            "parts", "generate", ".out.parts/*", commands, small=10, full=1000, stopped=True
-        ),
+        flips_in("parts", "generate", ".out.parts/*", commands, small=10, full=1000, stopped=True),
         flips_in(
             "checkpoints",
             "finetune",

@@ -16,7 +16,9 @@ from attacks.world import Command
 PAGE = 4096
 
 
-def disks_of(name: str, commands: Callable, small: int, full: int, *, cache: bool = False) -> Attack:
+def disks_of(
+    name: str, commands: Callable, small: int, full: int, *, cache: bool = False
+) -> Attack:
     """Attack a command's output, or its cache."""
 
     @contextmanager
