@@ -170,7 +170,10 @@ def _add_figures(table: Table, label: str, figures: dict[str, Any]) -> None:
 
 def _half_interval(figures: dict[str, Any], name: str) -> str:
     low, high = figures[f"{name}_ci_low"], figures[f"{name}_ci_high"]
-    return DASH if low is None else _percent((high - low) / 2)
+    if low is None:
+        return DASH
+    half = _percent((high - low) / 2)
+    return half if len(half) < 4 else f"{float(half):.0f}"  # so that 80 columns suffice
 
 
 def _interval(figures: dict[str, Any], name: str) -> str:
