@@ -756,11 +756,16 @@ def _values(values, allowed: tuple[int, ...]) -> np.ndarray:
 
 def _codes(labels, name: str, num_rows: int) -> tuple[list, np.ndarray]:
     """List the labels in order of appearance, and each row's place among them."""
-    labels = _label_list(labels, name)
+    is_array = type(labels) is np.ndarray and labels.ndim == 1 and labels.dtype.kind in "iu"
+    labels = labels if is_array else _label_list(labels, name)
     if len(labels) != num_rows:
         raise ValueError(
             f"Expected {name} to be {num_rows} labels, got {len(labels)}. Pass one label a row."
         )
+    if is_array:  # the same, ten times as fast
+        distinct, first, codes = np.unique(labels, return_index=True, return_inverse=True)
+        order = first.argsort()
+        return distinct[order].tolist(), order.argsort()[codes]
     if not set(map(type, labels)) <= {str, int}:
         _refuse_labels(labels, name)
     places = {label: place for place, label in enumerate(dict.fromkeys(labels))}

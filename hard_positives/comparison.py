@@ -155,7 +155,7 @@ def _compare_rows(
     table = first.scores.filter(pa.array(rows))
     labels = list(dict.fromkeys(table["category"].to_pylist()))
     categories = np.array([labels.index(label) for label in table["category"].to_pylist()])
-    clusters = np.array(table["image_id"].to_pylist())
+    clusters = np.unique(table["image_id"].to_pylist(), return_inverse=True)[1]
     outcomes = [row_outcomes(result.logits[rows]) for result in (first, second)]
 
     together = np.zeros_like(categories)
