@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hard_positives import interrupts
+
 if TYPE_CHECKING:
     from hard_positives.hub import Publication
 
@@ -65,15 +67,15 @@ def _in_sentences(resumes: bool = False) -> Iterator[None]:
         warnings.showwarning = _show_warning
         try:
             yield
-        except (ValueError, TypeError, OSError, ImportError) as error:
+        except (KeyboardInterrupt, ValueError, TypeError, OSError, ImportError) as error:
+            if interrupts.were_there() or isinstance(error, KeyboardInterrupt):
+                again = "resumes where it stopped" if resumes else "starts it again"
+                _echo_error(f"Interrupted. The same command {again}.")
+                raise typer.Exit(interrupts.INTERRUPTED) from error
             if os.environ.get("HARD_POSITIVES_TRACEBACK"):
                 raise
             _echo_error(f"Error: {error}")
             raise typer.Exit(1) from error
-        except KeyboardInterrupt as error:
-            again = "resumes where it stopped" if resumes else "starts it again"
-            _echo_error(f"Interrupted. The same command {again}.")
-            raise typer.Exit(130) from error
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
