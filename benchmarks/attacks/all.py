@@ -20,35 +20,20 @@ def all_attacks(scratch: Path, hub: Hub) -> list[Attack]:
     def commands() -> dict[str, Command]:
         return make_world(scratch / "world", hub)
 
+    kills = {"evaluate": 45, "generate": 20, "finetune": 30, "build": 45, "report": 45}
+    kills |= {"generate images": 20, "publish dataset": 25, "publish results": 25}
+    kills |= {"evaluate workers": 20, "generate workers": 20, "finetune workers": 15}
+    disks = ("build", "evaluate", "report", "generate", "generate images", "finetune")
+    stopped = {"stopped": True, "small": 8, "full": 1000}
     return [
-        kills_of("build", commands, small=3, full=45),
-        kills_of("evaluate", commands, small=3, full=60),
-        kills_of("report", commands, small=3, full=45),
-        kills_of("generate", commands, small=3, full=30),
-        kills_of("generate images", commands, small=2, full=30),
-        kills_of("finetune", commands, small=3, full=45),
-        kills_of("publish dataset", commands, small=3, full=30),
-        kills_of("publish results", commands, small=3, full=30),
-        disks_of("build", commands, small=2, full=10),
-        disks_of("evaluate", commands, small=2, full=10),
+        *(kills_of(name, commands, small=2, full=full) for name, full in kills.items()),
+        *(disks_of(name, commands, small=2, full=10) for name in disks),
         disks_of("evaluate", commands, small=2, full=10, cache=True),
-        disks_of("report", commands, small=2, full=10),
-        disks_of("generate", commands, small=2, full=10),
-        disks_of("generate images", commands, small=2, full=10),
-        disks_of("finetune", commands, small=2, full=10),
-        flips_in("Parquet", "evaluate a copy", "REPLACE/data/*", commands, small=10, full=1000),
-        flips_in("results", "report on a copy", "new/*", commands, small=10, full=1000),
-        flips_in("cache", "evaluate", "home/cache/*/*", commands, small=10, full=1000),
-        flips_in("parts", "generate", ".out.parts/*", commands, small=10, full=1000, stopped=True),
-        flips_in(
-            "checkpoints",
-            "finetune",
-            "out/checkpoints/*/*",
-            commands,
-            small=5,
-            full=1000,
-            stopped=True,
-        ),
+        flips_in("Parquet", "evaluate a copy", "REPLACE/data/*", commands, small=8, full=1000),
+        flips_in("results", "report on a copy", "new/*", commands, small=8, full=1000),
+        flips_in("cache", "evaluate", "home/cache/*/*", commands, small=8, full=1000),
+        flips_in("parts", "generate", ".out.parts/*", commands, **stopped),
+        flips_in("checkpoints", "finetune", "out/checkpoints/*/*", commands, **stopped),
         server_faults(small=12, full=200),
         stale_embeddings(small=4),
     ]

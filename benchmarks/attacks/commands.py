@@ -13,7 +13,7 @@ import datasets
 import psutil
 
 from attacks.harness import Outcome, fork, refused, wrong
-from hard_positives import Rules, encoders
+from hard_positives import Rules, encoding, generation
 from hard_positives.cli import app
 
 # What the commands import or load when they run, here once for all.
@@ -21,10 +21,17 @@ for name in ("finetuning", "hub", "language_model", "report"):
     importlib.import_module(f"hard_positives.{name}")
 Rules().prepare()
 
-# Small, so that small data has several of what is put in place one by one.
-encoders.IMAGES_A_CHUNK, encoders.CAPTIONS_A_CHUNK, Rules.chunk_size = 4, 16, 20
+# Small, so that small data has several of what is put in place one by one, or shared.
+for place, size_name, size in (
+    (encoding, "IMAGES_PER_CHUNK", 4),
+    (encoding, "CAPTIONS_PER_CHUNK", 16),
+    (generation, "BATCH_SIZE", 5),
+    (Rules, "chunk_size", 20),
+):
+    getattr(place, size_name)  # a name that is no more would change nothing
+    setattr(place, size_name, size)
 # Before each of these the disk holds something else: the moments for a kill.
-_CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.utime", "os.truncate"}
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.utime", "os.truncate"}
 
 
 class Run:
@@ -175,7 +182,7 @@ def _kill_before(number: int | None, folder: str):
     def audit(event: str, arguments: tuple) -> None:
         nonlocal count
         writes = event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR)
-        if not (writes or event in _CHANGES) or os.getpid() != process:
+        if not (writes or event in CHANGES) or os.getpid() != process:
             return
         path = arguments[0]
         if not isinstance(path, (str, os.PathLike)) or not os.fspath(path).startswith(folder):

@@ -1,12 +1,11 @@
 """The small data that commands are run on, and the commands: made once, attacked many times."""
 
-import dataclasses
 import io
 import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -139,13 +138,17 @@ def make_world(folder: Path, hub: Hub) -> dict[str, Command]:
         return lambda out: ["report", result, "--dataset", source / "REPLACE", "--output", out]
 
     def generate(source: object, *options: object) -> Callable[[Path], list[object]]:
-        return lambda out: ["generate", source, "--output", out, "--workers", "1", *options]
+        return lambda out: ["generate", source, "--output", out, *options]
 
     def finetune(out: Path) -> list[object]:
         steps = ("--batch-size", "32", "--epochs", "1", "--checkpoint-steps", "1")
         return ["finetune", "shapes_clip", "--data", folder / "train", "--output", out, *steps]
 
-    with_images = generate(folder / "REPLACE", "--split", "replace")
+    def with_workers(command: Callable[[Path], list[object]]) -> Callable[[Path], list[object]]:
+        return lambda out: [*command(out), "--workers", "2"]
+
+    from_text = generate(folder / "captions.txt", "--workers", "1")
+    with_images = generate(folder / "REPLACE", "--split", "replace", "--workers", "1")
     for source, result in ((folder, "new"), (less, "older")):
         run_well([*build(source)(source / "REPLACE"), "--quiet"], home)
         run_well([*evaluate(source)(folder / result), "--quiet"], home)
@@ -158,9 +161,15 @@ def make_world(folder: Path, hub: Hub) -> dict[str, Command]:
         Command("build", build(folder), mark="README.md"),
         Command("evaluate", evaluate(folder), **older),
         Command("report", report(folder / "new", folder), **older_page),
-        Command("generate", generate(folder / "captions.txt"), mark="generation.json"),
+        Command("generate", from_text, mark="generation.json"),
         Command("generate images", with_images, mark="generation.json"),
         Command("finetune", finetune, mark="README.md", volatile=["finetuning.json"]),
+    ]
+    # The same with processes of their own, which must not outlive them.
+    commands += [
+        Command("evaluate workers", with_workers(evaluate(folder)), **older),
+        Command("generate workers", with_workers(from_text), mark="generation.json"),
+        replace(commands[-1], name="finetune workers", words=with_workers(finetune)),
     ]
     # The same on copies that can be damaged.
     commands += [
@@ -233,7 +242,7 @@ class PublishResults(Publish):
         self.hub.add(self.kind, self.id(place), self.model)
         saved = EvaluationResult.load(self.result_folder)
         model = {**saved.signature["model"], "id": self.id(place)}
-        changed = dataclasses.replace(saved, signature={**saved.signature, "model": model})
+        changed = replace(saved, signature={**saved.signature, "model": model})
         changed.save(place / "results")
 
 
