@@ -48,7 +48,8 @@ def attack(options: argparse.Namespace, scratch: Path) -> int:
     from rich.console import Console
 
     from attacks.all import all_attacks
-    from attacks.harness import progress_bars, run_attack, say
+    from attacks.showing import progress_bars, say
+    from attacks.trials import run_attack
 
     console, tallies = Console(), []
     chosen = [a for a in all_attacks(scratch, hub) if a.name.startswith(tuple(options.only))]

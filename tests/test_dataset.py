@@ -28,9 +28,8 @@ from datasets import Image as ImageFeature
 from filelock import FileLock
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from attacks_dataset import annotation_flips, hostile_inputs
-
+from attacks.dataset import annotation_flips, hostile_inputs
+from attacks.trials import run_attack
 from hard_positives_dataset import HardPositives, build_parquet, parquet
 from hard_positives_dataset.annotations import (
     count_doubts,
@@ -925,14 +924,15 @@ def test_a_damaged_directory_of_a_zip_is_told(builder, annotations, tmp_path):
         builder(annotations, path).as_streaming_dataset()
 
 
-def test_no_bit_flip_in_annotations_is_accepted_without_a_word():
-    counts = annotation_flips(8)
-    assert (counts.tried, counts.wrong) == (8, [])
+def test_no_bit_flip_in_annotations_is_accepted_without_a_word(tmp_path):
+    tally = run_attack(annotation_flips(8, 8), range(8), jobs=0, scratch=tmp_path)
+    assert (tally.verdicts.total(), tally.wrong) == (8, [])
 
 
-def test_no_hostile_path_image_or_zip_is_accepted_without_a_word():
-    counts = hostile_inputs(40)
-    assert (counts.tried, counts.right, counts.wrong) == (40, 0, [])
+def test_no_hostile_path_image_or_zip_is_accepted_without_a_word(tmp_path):
+    numbers = range(0, 120, 3)
+    tally = run_attack(hostile_inputs(40, 120), numbers, jobs=0, scratch=tmp_path)
+    assert (tally.verdicts, tally.wrong) == ({"refused": 40}, [])
 
 
 # Downloads

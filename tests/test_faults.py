@@ -8,10 +8,12 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from attacks import harness
-from attacks.harness import Attack, judge, refused, right, run_attack, wrong
 from conftest import ROOT
 from rich.console import Console
+
+from attacks import trials
+from attacks.showing import say
+from attacks.trials import Attack, judge, refused, right, run_attack, wrong
 
 PROGRAM = ROOT / "benchmarks" / "faults.py"
 
@@ -22,23 +24,21 @@ def tally_of(try_once, tmp_path, numbers=range(6), seed=0):
         yield try_once
 
     attack = Attack("tests: an attack", prepare, small=6, full=6)
-    return run_attack(
-        attack, numbers, seed=seed, jobs=2, scratch=tmp_path, show=lambda tally: None
-    )
+    return run_attack(attack, numbers, seed=seed, jobs=2, scratch=tmp_path)
 
 
 def test_each_verdict_is_counted_and_each_wrong_trial_named_with_what_repeats_it(tmp_path, capsys):
     verdicts = [right(), refused("so"), wrong("accepted"), right(times=3), right(), refused()]
     tally = tally_of(lambda trial: verdicts[trial.number], tmp_path)
     assert tally.verdicts == {"right": 5, "refused": 2, "wrong": 1}
-    assert harness.say(Console(width=100), [tally]) == 1
+    assert say(Console(width=100), [tally]) == 1
     printed = capsys.readouterr().out
     assert "--only 'tests: an attack' --seed 0 --trial 2: accepted" in printed
     assert "8      5        2      1" in printed
 
 
 def test_nothing_wrong_is_exit_code_0(tmp_path):
-    assert harness.say(Console(quiet=True), [tally_of(lambda trial: refused(), tmp_path)]) == 0
+    assert say(Console(quiet=True), [tally_of(lambda trial: refused(), tmp_path)]) == 0
 
 
 def test_a_trial_alone_sees_the_random_numbers_that_it_saw_among_others(tmp_path):
@@ -63,7 +63,7 @@ def test_a_trial_that_kills_its_process_is_wrong_and_the_others_go_on(tmp_path):
 
 
 def test_a_trial_that_hangs_or_raises_is_wrong_and_leaves_no_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(harness, "SLOWEST", 1)
+    monkeypatch.setattr(trials, "SLOWEST", 1)
 
     def misbehave(trial):
         if trial.number == 0:

@@ -13,9 +13,7 @@ from conftest import ROOT
 from PIL import ImageFile
 from transformers import AutoProcessor, CLIPModel
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from attacks_identity import CHANGES, stale_cache
-
+from attacks.identity import CHANGES, stale_cache
 from hard_positives import score
 from hard_positives.cache import list_cache
 from hard_positives.identity import identify

@@ -19,6 +19,8 @@ import pytest
 import torch
 from scipy import sparse, stats
 
+from attacks.metric import metric_inputs
+from attacks.trials import run_attack
 from hard_positive_metric import (
     OUTCOMES,
     compute_metrics,
@@ -806,15 +808,10 @@ def test_the_valid_neighbours_of_bad_input_are_accepted():
     assert compute_metrics([[1e308, -1e308, 0.0]])["num_only_caption_above"] == 1
 
 
-def test_two_thousand_inputs_of_every_kind_are_taken_rightly_or_refused_in_a_sentence():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        from metric_fuzz import metric_fuzz
-    finally:
-        sys.path.pop(0)
-    counts, faults = metric_fuzz(seed=1, count=2000)
-    assert faults == []
-    assert min(counts["right"], counts["refused"]) > 500
+def test_two_thousand_inputs_of_every_kind_are_taken_rightly_or_refused_in_a_sentence(tmp_path):
+    tally = run_attack(metric_inputs(2000, 2000), range(2000), seed=1, jobs=0, scratch=tmp_path)
+    assert tally.wrong == []
+    assert min(tally.verdicts["right"], tally.verdicts["refused"]) > 500
 
 
 # --- The evaluate shell ---------------------------------------------------------------------------

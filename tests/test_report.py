@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import runpy
 import shlex
 import shutil
 import signal
@@ -20,6 +19,7 @@ from conftest import ROOT
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as PILImage
 
+from attacks.pages import hostile_strings, problems_of_page, problems_of_terminal
 from hard_positive_metric import row_outcomes
 from hard_positives import (
     EvaluationResult,
@@ -46,10 +46,6 @@ FEATURES = Features(
         "bbox": List(Value("int32")),
         "flaws": List(Value("string")),
     }
-)
-ATTACKS = runpy.run_path(str(ROOT / "benchmarks" / "attacks_pages.py"))
-hostile_strings, problems_of_page, problems_of_terminal = (
-    ATTACKS[name] for name in ("hostile_strings", "problems_of_page", "problems_of_terminal")
 )
 # Base, tuned on hard negatives (right by disliking every edit), tuned with hard positives too.
 KINDS = {"base": (1.0, 0.3), "hard negatives": (3.5, 3.2), "both": (3.2, 0.4)}

@@ -13,9 +13,8 @@ from conftest import ROOT
 from datasets import Dataset, DatasetDict, Image, load_dataset
 from PIL import Image as PILImage
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from attacks_results import attack, files_opened, malicious_cells, outcome_of, write_rows
-
+from attacks.cells import files_opened, malicious, malicious_cells, outcome_of, write_rows
+from attacks.trials import run_attack
 from hard_positives import evaluate
 from hard_positives.sources import load_source, load_splits
 from hard_positives_dataset import build_parquet
@@ -36,7 +35,8 @@ def file_cell(path) -> dict:
 
 
 def test_no_malicious_cell_has_a_file_outside_the_folder_opened(tmp_path):
-    assert attack(110, 0, tmp_path) == {"tried": 110, "refused": 110, "opened": 0, "wrong": 0}
+    tally = run_attack(malicious(110, 110), range(110), jobs=0, scratch=tmp_path)
+    assert (tally.verdicts, tally.wrong) == ({"refused": 110}, [])
 
 
 def test_the_traps_would_be_seen(tmp_path):

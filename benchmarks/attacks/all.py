@@ -3,13 +3,17 @@
 from functools import cache
 from pathlib import Path
 
+from attacks.cells import malicious
+from attacks.dataset import annotation_flips, hostile_inputs
 from attacks.disks import disks_of
 from attacks.flips import flips_in
-from attacks.harness import Attack
+from attacks.identity import stale_embeddings
 from attacks.kills import kills_of
+from attacks.metric import metric_inputs
+from attacks.pages import hostile_results
 from attacks.servers import server_faults
-from attacks.stale import stale_embeddings
 from attacks.stand_in import Hub
+from attacks.trials import Attack
 from attacks.world import Command, make_world
 
 
@@ -29,11 +33,17 @@ def all_attacks(scratch: Path, hub: Hub) -> list[Attack]:
         *(kills_of(name, commands, small=2, full=full) for name, full in kills.items()),
         *(disks_of(name, commands, small=2, full=10) for name in disks),
         disks_of("evaluate", commands, small=2, full=10, cache=True),
+        annotation_flips(small=10, full=1000),
         flips_in("Parquet", "evaluate a copy", "REPLACE/data/*", commands, small=8, full=1000),
         flips_in("results", "report on a copy", "new/*", commands, small=8, full=1000),
         flips_in("cache", "evaluate", "home/cache/*/*", commands, small=8, full=1000),
         flips_in("parts", "generate", ".out.parts/*", commands, **stopped),
         flips_in("checkpoints", "finetune", "out/checkpoints/*/*", commands, **stopped),
+        flips_in("run record", "finetune", "out/*.json", commands, **stopped | {"full": 200}),
+        hostile_inputs(small=40, full=300),
+        malicious(small=20, full=300),
+        hostile_results(lambda: commands() and scratch / "world" / "new", small=4, full=100),
         server_faults(small=12, full=200),
         stale_embeddings(small=4),
+        metric_inputs(small=500, full=10_000),
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 import datasets
 import psutil
 
-from attacks.harness import Outcome, fork, refused, wrong
+from attacks.trials import Outcome, fork, refused, wrong
 from hard_positives import Rules, encoding, generation
 from hard_positives.cli import app
 
@@ -80,10 +80,12 @@ class Run:
 
     @property
     def was_killed(self) -> bool:
+        """Whether SIGKILL ended it."""
         return self.process.exitcode == -signal.SIGKILL
 
     @property
     def printed(self) -> str:
+        """What it wrote to the terminal."""
         return (self.home / "printed.txt").read_text(errors="replace")
 
     @property

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from attacks.commands import leftovers, run
-from attacks.harness import Attack, Outcome, Trial, right, wrong
+from attacks.trials import Attack, Outcome, Trial, right, wrong
 from attacks.world import Command
 
 PAGE = 4096

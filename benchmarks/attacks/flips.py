@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 
 from attacks.commands import run, run_well
-from attacks.harness import Attack, Outcome, Trial, refused, right, wrong
+from attacks.trials import Attack, Outcome, Trial, refused, right, wrong
 from attacks.world import Command
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from attacks.commands import Run, leftovers, run
-from attacks.harness import Attack, Outcome, Trial, right, wrong
+from attacks.trials import Attack, Outcome, Trial, right, wrong
 
 MOST_KILLS = 3  # of one output
 

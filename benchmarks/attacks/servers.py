@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from attacks.harness import TYPED, Attack, Outcome, Trial, refused, right, wrong
+from attacks.trials import Attack, Outcome, Trial, right, verdict_of, wrong
 from hard_positives import LanguageModel, Rules, generate, read_captions
 from hard_positives.generation import TASKS
 from hard_positives.language_model import PROMPTS
@@ -96,10 +96,8 @@ def _judge(model: LanguageModel, folder: Path) -> Outcome:
     source = read_captions(folder / "captions.txt")
     try:
         output = generate(source, folder / "out", model, progress=False)
-    except TYPED as error:
-        return refused() if "Expected " in str(error) else wrong(f"bare error: {error!r}")
     except Exception as error:
-        return wrong(f"untyped: {error!r:.300}")
+        return verdict_of(error)
     edits = {Rules().edit(caption, task).caption for caption in CAPTIONS for task in TASKS}
     table = pq.read_table(output / "data")
     made = {text for name in ("hard_positive", "hard_negative") for text in table[name].to_pylist()}

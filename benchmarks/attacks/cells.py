@@ -1,11 +1,8 @@
-"""Image cells that a dataset of somebody else could hold, and what became of them.
+"""Image cells that a dataset of somebody else could hold, and what becomes of them.
 
-`malicious_cells` makes the cells and the traps that they lead to; `attack` puts each into a Parquet
-folder of its own, loads that as `hard-positives evaluate` does, and counts:
-
-* refused: a ValueError;
-* opened: a file outside the dataset's folder was opened, refused afterwards or not;
-* wrong: anything else, such as a decoded picture or another error.
+Each goes into a Parquet folder of its own with the traps that it may lead to, and is loaded as
+`hard-positives evaluate` does. Only a ValueError is right; no file outside of the dataset's folder
+may be opened, refused afterwards or not.
 """
 
 import io
@@ -15,7 +12,6 @@ import socket
 import struct
 import sys
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -26,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, PngImagePlugin
 
+from attacks.trials import Attack, Attempt, Outcome, Trial, refused, wrong
 from hard_positives.rows import decode_image
 from hard_positives.sources import load_splits
 from hard_positives_dataset.images import MAX_IMAGE_BYTES
@@ -37,21 +34,27 @@ FEATURES = datasets.Features(
 )
 
 
-def attack(number: int, seed: int, scratch: Path) -> Counter:
-    """Try `number` cells in folders of their own under `scratch`.
+def malicious(small: int, full: int) -> Attack:
+    """Put one cell into a folder a trial, and load it."""
 
-    Returns:
-        How many were tried, refused, opened and wrong.
-    """
-    counts = Counter(tried=0, refused=0, opened=0, wrong=0)
-    folder = scratch / "dataset"
-    for _, cell in islice(malicious_cells(folder, seed), number):
-        write_rows(folder, [cell])
-        counts["tried"] += 1
-        with files_opened() as opened:
-            outcome = outcome_of(folder)
-        counts["opened" if _left(folder, cell, opened) else outcome] += 1
-    return counts
+    @contextmanager
+    def prepare(scratch: Path) -> Iterator[Attempt]:
+        yield _load
+
+    return Attack("image cells", prepare, small, full)
+
+
+def _load(trial: Trial) -> Outcome:
+    folder = trial.folder / "dataset"
+    cells = malicious_cells(folder, trial.random.getrandbits(32))
+    kind, cell = next(islice(cells, trial.number, None))
+    write_rows(folder, [cell])
+    with files_opened() as opened:
+        outcome = outcome_of(folder)
+    said = f"{kind}, {cell['path']!r:.80}"
+    if _left(folder, cell, opened):
+        return wrong(f"{said}: opened")
+    return refused() if outcome == "refused" else wrong(f"{said}: {outcome}")
 
 
 def _left(folder: Path, cell: Cell, opened: list[str]) -> bool:

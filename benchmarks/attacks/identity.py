@@ -17,6 +17,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from datasets import Dataset, load_dataset
 from transformers import CLIPModel, SiglipConfig, SiglipModel
 
 import hard_positives_dataset
+from attacks.trials import Attack, Attempt, Outcome, Trial, refused, right, wrong
 from hard_positives import score
 from hard_positives.scoring import load_model
 
@@ -241,12 +244,22 @@ def stale_cache(name: str) -> tuple[str, float]:
         return ("noticed" if len(os.listdir(cache)) == 2 else "STALE"), moved
 
 
-def main() -> None:
-    """Print the table."""
-    for name in CHANGES:
+def stale_embeddings(small: int) -> Attack:
+    """Make every change of the table, one a trial."""
+
+    @contextmanager
+    def prepare(scratch: Path) -> Iterator[Attempt]:
+        yield _change
+
+    return Attack("stale cache", prepare, small, full=len(CHANGES))
+
+
+def _change(trial: Trial) -> Outcome:
+    name = list(CHANGES)[trial.number]
+    if "LoRA" in name and not find_spec("peft"):
+        return Outcome("skipped", "peft is not installed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's, of a second adapter
         outcome, moved = stale_cache(name)
-        print(f"{name:45s} logits move by {moved:8.2g}  {outcome}")
-
-
-if __name__ == "__main__":
-    main()
+    verdicts = {"noticed": right, "not cached": refused}
+    return verdicts.get(outcome, wrong)(f"{name}: {outcome}, logits move by {moved:.2g}")

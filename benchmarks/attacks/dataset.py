@@ -1,7 +1,5 @@
 """Damaged annotations and hostile paths, images and zips, and what `build` makes of them.
 
-    python benchmarks/attacks_dataset.py 1000 1000    # flips, hostile inputs
-
 Each trial builds a small world of its own that counts as the published files, with one thing
 changed. It is *right* if the rows are those of the unharmed files, *refused* if a typed error says
 so in a sentence or a warning says that the files are others, and *wrong* otherwise: other rows
@@ -14,47 +12,25 @@ import os
 import random
 import socket
 import struct
-import sys
-import tempfile
 import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
 import datasets
 from PIL import Image
 
+from attacks.trials import TYPED, Attack, Attempt, Outcome, Trial, wrong
 from hard_positives_dataset import HardPositives, annotations, build_parquet, builder
 from hard_positives_dataset.content import content_of
 
-TYPED = (ValueError, TypeError, OSError, ImportError)
 FOLDER = "VG_100K"
 NUM_IMAGES = 3
-
-
-@dataclass
-class Counts:
-    """How trials ended; `wrong` says what was seen."""
-
-    right: int = 0
-    refused: int = 0
-    wrong: list[str] = field(default_factory=list)
-
-    @property
-    def tried(self) -> int:
-        """All trials."""
-        return self.right + self.refused + len(self.wrong)
-
-    def add(self, name: str, verdict: str) -> None:
-        """Count one trial."""
-        if verdict in ("right", "refused"):
-            setattr(self, verdict, getattr(self, verdict) + 1)
-        else:
-            self.wrong.append(f"{name}: {verdict}")
 
 
 @dataclass(frozen=True)
@@ -206,7 +182,7 @@ def copy_tree(source: Path, target: Path) -> None:
 
 # Hostile inputs: each takes the world, a random generator and an empty folder, and gives a verdict
 
-Attack = Callable[[World, random.Random, Path], str]
+Hostile = Callable[[World, random.Random, Path], str]
 
 HOSTILE_PATHS = (
     *("../outside/1.jpg", "data/../../outside/1.jpg", "..", ".", "", "/", "//etc/hostname"),
@@ -225,7 +201,7 @@ HOSTILE_PATHS = (
 )
 
 
-def hostile_path(path: str) -> Attack:
+def hostile_path(path: str) -> Hostile:
     """An `image_path` that leads elsewhere: refused, or found inside the folder with a warning."""
 
     def attack(world: World, rng: random.Random, folder: Path) -> str:
@@ -241,7 +217,7 @@ def hostile_path(path: str) -> Attack:
     return attack
 
 
-def changed_image(change: Callable[[Path, World], None]) -> Attack:
+def changed_image(change: Callable[[Path, World], None]) -> Hostile:
     """Something else in the place of one image, in a folder."""
 
     def attack(world: World, rng: random.Random, folder: Path) -> str:
@@ -318,7 +294,7 @@ def in_format(form: str) -> bytes:
     return buffer.getvalue()
 
 
-def zipped(change: Callable[[Path, World, random.Random], None]) -> Attack:
+def zipped(change: Callable[[Path, World, random.Random], None]) -> Hostile:
     """The images in a zip that is changed."""
 
     def attack(world: World, rng: random.Random, folder: Path) -> str:
@@ -375,14 +351,14 @@ def cut_zip(path: Path, world: World, rng: random.Random) -> None:
     os.truncate(path, rng.randrange(path.stat().st_size))
 
 
-def source(make: Callable[[Path], object]) -> Attack:
+def source(make: Callable[[Path], object]) -> Hostile:
     """Something else than a folder or a zip as the source of images."""
     return lambda world, rng, folder: verdict(
         world, world.annotations, make(folder / "source"), folder / "out"
     )
 
 
-def as_annotations(make: Callable[[Path], object]) -> Attack:
+def as_annotations(make: Callable[[Path], object]) -> Hostile:
     """Something else in the place of an annotation file."""
 
     def attack(world: World, rng: random.Random, folder: Path) -> str:
@@ -395,7 +371,7 @@ def as_annotations(make: Callable[[Path], object]) -> Attack:
     return attack
 
 
-def output(name: str) -> Attack:
+def output(name: str) -> Hostile:
     """A name for the output that no folder can have, or that `load_dataset` cannot read."""
 
     def attack(world: World, rng: random.Random, folder: Path) -> str:
@@ -419,7 +395,7 @@ LOCAL, CENTRAL = b"PK\x03\x04", b"PK\x01\x02"
 LINK = 0o120777
 BOMB = bytes(2**27)
 # What `build` must refuse. Flips and cuts of zips may be harmless, and come last.
-ATTACKS: dict[str, Attack] = {
+ATTACKS: dict[str, Hostile] = {
     **{f"path {path[:40]!r}": hostile_path(path) for path in HOSTILE_PATHS},
     **{
         f"link to {target}": changed_image(link(target))
@@ -508,38 +484,44 @@ HARMLESS_AT_TIMES = {
 }
 
 
-# Counting
+# Trials
 
 
-@contextmanager
-def new_world() -> Iterator[World]:
-    """A world in a folder that is removed afterwards."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield make_world(Path(folder) / "world")
-
-
-def annotation_flips(count: int, seed: int = 0) -> Counts:
+def annotation_flips(small: int, full: int) -> Attack:
     """Flip single bits in annotation files."""
-    counts = Counts()
-    with new_world() as world:
-        for trial in range(count):
-            with tempfile.TemporaryDirectory() as folder:
-                found = flip_annotation(world, random.Random(f"{seed} {trial}"), Path(folder))
-            counts.add(f"flip {trial}", found)
-    return counts
+
+    def try_one(world: World, trial: Trial) -> str:
+        return flip_annotation(world, trial.random, trial.folder)
+
+    return _in_a_world("flips: annotations", try_one, small, full)
 
 
-def hostile_inputs(count: int, seed: int = 0) -> Counts:
-    """Try every attack once, in any order, then flips and cuts of zips until there are `count`."""
-    names = random.Random(seed).sample([*ATTACKS], min(count, len(ATTACKS)))
-    names += [[*HARMLESS_AT_TIMES][n % len(HARMLESS_AT_TIMES)] for n in range(count - len(names))]
-    counts = Counts()
-    with new_world() as world:
-        for trial, name in enumerate(names):
-            with tempfile.TemporaryDirectory() as folder:
-                found = hostile_input(name, world, random.Random(f"{seed} {trial}"), Path(folder))
-            counts.add(f"{name} ({trial})", found)
-    return counts
+def hostile_inputs(small: int, full: int) -> Attack:
+    """Try every attack once in order, then flips and cuts of zips."""
+
+    def try_one(world: World, trial: Trial) -> str:
+        names = [*ATTACKS, *HARMLESS_AT_TIMES]
+        later = trial.number - len(ATTACKS)
+        place = trial.number if later < 0 else len(ATTACKS) + later % len(HARMLESS_AT_TIMES)
+        found = hostile_input(names[place], world, trial.random, trial.folder)
+        return found if found in ("right", "refused") else f"{names[place]}: {found}"
+
+    return _in_a_world("paths and zips", try_one, small, full)
+
+
+def _in_a_world(name: str, try_one: Callable[[World, Trial], str], small: int, full: int) -> Attack:
+    @contextmanager
+    def prepare(scratch: Path) -> Iterator[Attempt]:
+        # In the process that needs it: what a fork begins with should have no threads.
+        world = cache(lambda process: make_world(scratch / f"world-{process}"))
+
+        def attempt(trial: Trial) -> Outcome:
+            found = try_one(world(os.getpid()), trial)
+            return Outcome(found) if found in ("right", "refused") else wrong(found)
+
+        yield attempt
+
+    return Attack(name, prepare, small, full)
 
 
 def hostile_input(name: str, world: World, rng: random.Random, folder: Path) -> str:
@@ -548,24 +530,3 @@ def hostile_input(name: str, world: World, rng: random.Random, folder: Path) -> 
         return HARMLESS_AT_TIMES[name](world, rng, folder)
     found = ATTACKS[name](world, rng, folder)
     return "built as if nothing were wrong" if found == "right" else found
-
-
-def main() -> int:
-    flips, inputs = (int(argument) for argument in sys.argv[1:])
-    datasets.disable_progress_bars()
-    wrong = 0
-    for name, counts in {
-        "flips in annotation files": annotation_flips(flips),
-        "hostile inputs": hostile_inputs(inputs),
-    }.items():
-        print(
-            f"{name}: {counts.tried} tried, {counts.right} right, {counts.refused} refused, "
-            f"{len(counts.wrong)} wrong"
-        )
-        print("\n".join(counts.wrong))
-        wrong += len(counts.wrong)
-    return int(wrong > 0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,20 +1,18 @@
-"""Feed the metric valid and malformed input of every kind, and count what it makes of it.
+"""Feed the metric valid and malformed input of every kind, and judge what it makes of it.
 
-    python benchmarks/metric_fuzz.py --count 10000
-
-Counted are inputs taken with the right figures, refused with a typed error in a sentence, and the
-two that must not be: "untyped" (another error, or one in other words) and "wrong" (figures other
-than a plain loop's over exact fractions, or figures where an error was due, or the reverse).
+Right are the figures of a plain loop over exact fractions, refused what must be, in a sentence.
+Wrong are other figures, figures where an error was due, or the reverse; and errors of other types
+or in other words.
 """
 
-import argparse
 import random
-import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ import pandas
 import torch
 from scipy import sparse
 
+from attacks.trials import Attack, Attempt, Outcome, Trial, wrong
 from hard_positive_metric import compute_metrics
 
 Rows = list[list[Any]]
@@ -216,25 +215,21 @@ def verdict(arguments: dict[str, Any], truth: Counter | None) -> tuple[str, str]
     return ("right" if is_right else "wrong"), f"{found}, expected {dict(truth)}; {ends}"
 
 
-def metric_fuzz(seed: int, count: int) -> tuple[Counter, list[str]]:
-    """Try so many inputs; returns the verdicts' counts, and the first of those that must not be."""
-    draws, counts, faults = random.Random(seed), Counter(tried=count), []
+def metric_inputs(small: int, full: int) -> Attack:
+    """Feed the metric an input of any kind a trial."""
+
+    @contextmanager
+    def prepare(scratch: Path) -> Iterator[Attempt]:
+        yield _feed
+
+    return Attack("metric", prepare, small, full)
+
+
+def _feed(trial: Trial) -> Outcome:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, of what is a prototype
-        for _ in range(count):
-            arguments, truth, name = random_input(draws)
-            found, details = verdict(arguments, truth)
-            counts[found] += 1
-            if found in ("untyped", "wrong"):
-                faults.append(f"{found}: {name}: {details}")
-    return counts, faults[:20]
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    counts, faults = metric_fuzz(options.seed, options.count)
-    print(dict(counts), *faults, sep="\n")
-    sys.exit(bool(faults))
+        arguments, truth, name = random_input(trial.random)
+        found, details = verdict(arguments, truth)
+    if found in ("right", "refused"):
+        return Outcome(found)
+    return wrong(f"{found}: {name}: {details}")

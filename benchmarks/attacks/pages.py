@@ -8,10 +8,19 @@ printed. Nothing here needs a browser or a network.
 import random
 import re
 import unicodedata
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 from markdown_it import MarkdownIt
+
+from attacks.trials import Attack, Attempt, Outcome, Trial, right, verdict_of, wrong
+from hard_positives import EvaluationResult, write_report
 
 # What a terminal or a page obeys, and what turns the direction of text.
 ACTIVE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -149,3 +158,40 @@ def _uneven_tables(text: str) -> list[set[int]]:
     lines = [table[table.index("| ") :].strip("\n").split("\n") for table in tables]
     bars = [{len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in table} for table in lines]
     return [numbers for numbers in bars if len(numbers) > 1]
+
+
+def hostile_results(result: Callable[[], Path], small: int, full: int) -> Attack:
+    """Put hostile texts into every field of a result and write its page, a trial each."""
+
+    @contextmanager
+    def prepare(scratch: Path) -> Iterator[Attempt]:
+        whole = EvaluationResult.load(result())
+        yield lambda trial: _write_page(whole, trial)
+
+    return Attack("pages", prepare, small, full)
+
+
+def _write_page(whole: EvaluationResult, trial: Trial) -> Outcome:
+    texts = hostile_strings(300, seed=trial.random.getrandbits(32))
+    draw = partial(trial.random.choice, texts)
+    scores = whole.scores
+    for place, field in enumerate(scores.schema):
+        if field.type == pa.string():
+            column = pa.array([draw() for _ in range(len(scores))])
+            scores = scores.set_column(place, field, column)
+    poisoned = EvaluationResult(scores, _with_texts(whole.signature, draw))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            write_report([poisoned], trial.folder)
+        except Exception as error:
+            return verdict_of(error)
+    problems = problems_of_page(trial.folder)
+    problems += problems_of_terminal(" ".join(str(warning.message) for warning in caught))
+    return wrong("; ".join(problems)) if problems else right()
+
+
+def _with_texts(value: Any, draw: Callable[[], str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_texts(part, draw) for key, part in value.items()}
+    return draw() if isinstance(value, str) else value

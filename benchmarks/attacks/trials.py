@@ -1,4 +1,4 @@
-"""What an attack is; how its trials run side by side, are counted and shown.
+"""What an attack is; how its trials run side by side and are counted.
 
 An attack prepares what it damages and gives a function of one trial:
 
@@ -22,19 +22,15 @@ import random
 import re
 import shutil
 import signal
-import sys
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 # What the command line turns into one sentence and exit code 1; all else is a fault of ours.
 TYPED = (ValueError, TypeError, OSError, ImportError)
@@ -90,6 +86,14 @@ class Tally:
     skipped: str = ""
     seconds: float = 0.0
 
+    def add(self, outcome: Outcome, repeat: str) -> None:
+        """Count one trial; `repeat` says how to have it again."""
+        self.verdicts[outcome.verdict] += outcome.times
+        if outcome.verdict == "wrong":
+            self.wrong.append(f"{repeat}: {outcome.detail}")
+        if outcome.verdict == "skipped":
+            self.skipped = outcome.detail
+
 
 def right(detail: str = "", times: int = 1) -> Outcome:
     return Outcome("right", detail, times)
@@ -107,13 +111,19 @@ class Hang(BaseException):
     """A trial took longer than `SLOWEST`. No `Exception`: nothing may catch it."""
 
 
+def verdict_of(error: Exception) -> Outcome:
+    """Refused where an error is typed and a sentence of ours."""
+    if isinstance(error, TYPED) and "Expected " in str(error):
+        return refused(str(error))
+    return wrong(f"{'bare' if isinstance(error, TYPED) else 'untyped'} error: {error!r:.300}")
+
+
 def judge(call: Callable[[], Any], expected: Any) -> Outcome:
     """Call what reads something damaged: right where it returns what is expected all the same."""
     try:
         found = call()
-    except TYPED as error:
-        named = "Expected " in str(error)
-        return refused(str(error)) if named else wrong(f"bare error: {error!r}")
+    except Exception as error:
+        return verdict_of(error)
     return right() if found == expected else wrong("accepted without a word")
 
 
@@ -121,32 +131,49 @@ def judge(call: Callable[[], Any], expected: Any) -> Outcome:
 
 
 def run_attack(
-    attack: Attack, numbers: Sequence[int], *, seed: int, jobs: int, scratch: Path, show: Callable
+    attack: Attack,
+    numbers: Sequence[int],
+    *,
+    seed: int = 0,
+    jobs: int,
+    scratch: Path,
+    show: Callable[[Tally], None] = lambda tally: None,
 ) -> Tally:
-    """Run the trials of these numbers in `jobs` processes; what each shows goes to `show`."""
+    """Run the trials of these numbers.
+
+    Args:
+        attack: What to run.
+        numbers: Of the trials.
+        seed: Another seed makes other trials.
+        jobs: Processes to run them in, 0 for this one, which no trial can then harm.
+        scratch: Folder for a folder of the attack's own, removed afterwards.
+        show: Called after each trial.
+    """
     tally, began = Tally(attack.name), time.monotonic()
     folder = scratch / re.sub(r"\W+", "_", attack.name)
     folder.mkdir()
+    run = partial(_outcomes, jobs=jobs) if jobs else _outcomes_here
     with attack.prepare(folder) as attempt:
-        for number, outcome in _outcomes(attack, attempt, numbers, seed, jobs, folder):
-            tally.verdicts[outcome.verdict] += outcome.times
-            if outcome.verdict == "wrong":
-                tally.wrong.append(f"--only '{attack.name}' --trial {number}: {outcome.detail}")
-            if outcome.verdict == "skipped":
-                tally.skipped = outcome.detail
+        for number, outcome in run(partial(_try, attack, attempt, seed, folder), numbers):
+            tally.add(outcome, f"--only '{attack.name}' --seed {seed} --trial {number}")
             tally.seconds = time.monotonic() - began
             show(tally)
     shutil.rmtree(folder, ignore_errors=True)
     return tally
 
 
-def _outcomes(
-    attack: Attack, attempt: Attempt, numbers: Sequence[int], seed: int, jobs: int, folder: Path
+def _outcomes_here(
+    try_one: Callable[[int], Outcome], numbers: Sequence[int]
 ) -> Iterator[tuple[int, Outcome]]:
-    def start(lane: Sequence[int]) -> multiprocessing.connection.Connection:
+    yield from ((number, try_one(number)) for number in numbers)
+
+
+def _outcomes(
+    try_one: Callable[[int], Outcome], numbers: Sequence[int], *, jobs: int
+) -> Iterator[tuple[int, Outcome]]:
+    def start(lane: Sequence[int]) -> None:
         receiver, sender = fork.Pipe(duplex=False)
-        worker = fork.Process(target=_work, args=(attack, attempt, lane, seed, folder, sender))
-        worker.start()
+        fork.Process(target=_work, args=(try_one, lane, sender)).start()
         sender.close()
         lanes[receiver] = list(lane)
 
@@ -166,23 +193,21 @@ def _outcomes(
                     start(lane[1:])
 
 
-def _work(attack, attempt, lane, seed, folder, sender) -> None:
+def _work(
+    try_one: Callable[[int], Outcome],
+    lane: Sequence[int],
+    sender: multiprocessing.connection.Connection,
+) -> None:
     signal.signal(signal.SIGALRM, _hang)
     for number in lane:
-        place = folder / f"trial-{number}"
-        place.mkdir()
-        trial = Trial(number, random.Random(f"{seed}/{attack.name}/{number}"), place)
         signal.alarm(SLOWEST)
         try:
-            outcome = attempt(trial)
+            outcome = try_one(number)
         except Hang:
             outcome = wrong(f"no end within {SLOWEST} s")
-        except Exception:
-            outcome = wrong(traceback.format_exc(limit=-4))
         signal.alarm(0)
         for left in multiprocessing.active_children():
             left.kill()
-        shutil.rmtree(place, ignore_errors=True)
         sender.send(outcome)
 
 
@@ -190,64 +215,12 @@ def _hang(*_: object) -> None:
     raise Hang
 
 
-# --- showing ------------------------------------------------------------------------------------
-
-
-@contextmanager
-def progress_bars(console: Console) -> Iterator[Callable[[str, int], Callable[[Tally], None]]]:
-    """Give a function that begins a bar, which gives the function that moves it."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    # Drawn by this thread: processes are forked all the time, and a fork wants no other thread.
-    with Progress(*columns, console=console, auto_refresh=False) as bars:
-
-        def begin(name: str, total: int) -> Callable[[Tally], None]:
-            task = bars.add_task(name, total=total, rate="")
-            drawn = 0.0
-
-            def show(tally: Tally) -> None:
-                nonlocal drawn
-                bars.advance(task)
-                if time.monotonic() - drawn > 0.1 or bars.tasks[task].finished:
-                    tried, wrongs = tally.verdicts.total(), tally.verdicts["wrong"]
-                    rate = f"{tried / max(tally.seconds, 1e-9):,.1f} a second, {wrongs} wrong"
-                    bars.update(task, rate=rate, refresh=True)
-                    drawn = time.monotonic()
-
-            return show
-
-        yield begin
-
-
-def render(tallies: Sequence[Tally]) -> Table:
-    """Lay out all attacks in one table."""
-    table = Table("attack", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("tried", "right", "refused", "wrong", "seconds"):
-        table.add_column(name, justify="right")
-    table.add_column("")
-    for tally in tallies:
-        counts = tally.verdicts
-        shown = [counts.total() - counts["skipped"], counts["right"], counts["refused"]]
-        style = "red" if counts["wrong"] else None
-        table.add_row(
-            tally.attack,
-            *(f"{number:,}" for number in [*shown, counts["wrong"]]),
-            f"{tally.seconds:.0f}",
-            tally.skipped,
-            style=style,
-        )
-    return table
-
-
-def say(console: Console, tallies: Sequence[Tally]) -> int:
-    """Print the table and each wrong trial with what repeats it; the exit code."""
-    for line in (line for tally in tallies for line in tally.wrong):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(render(tallies))
-    sys.stdout.flush()
-    return int(any(tally.wrong for tally in tallies))
+def _try(attack: Attack, attempt: Attempt, seed: int, folder: Path, number: int) -> Outcome:
+    place = folder / f"trial-{number}"
+    place.mkdir()
+    try:
+        return attempt(Trial(number, random.Random(f"{seed}/{attack.name}/{number}"), place))
+    except Exception:
+        return wrong(traceback.format_exc(limit=-4))
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
