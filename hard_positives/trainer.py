@@ -5,12 +5,15 @@ Folders, checkpoints and records are left to `finetuning` and `checkpoints`.
 """
 
 import math
+import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.nn.functional import all_gather
+from torch.utils.data import DataLoader
 from transformers import ProcessorMixin, Trainer, TrainerCallback
 
 from hard_positive_metric import compute_metrics
@@ -21,6 +24,7 @@ from hard_positives.machine import processes
 from hard_positives.recipes import Recipe
 from hard_positives.scoring import score_rows
 from hard_positives.training_rows import Collator
+from hard_positives.workers import end_with
 
 FIGURES = ("original_accuracy", "augmented_accuracy", "brittleness")
 _HIGHEST_SCALE = math.log(100)  # As CLIP was trained.
@@ -43,6 +47,13 @@ class ContrastiveTrainer(Trainer):
         super().__init__(data_collator=Collator(processor), **options)
         self.recipe = recipe
         self.processor = processor
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Load rows by processes that end with this one."""
+        loader = super().get_train_dataloader()
+        # In place of Trainer's, which seeds random numbers: nothing in a worker draws any.
+        loader.worker_init_fn = partial(end_with, os.getpid())
+        return loader
 
     def compute_loss(
         self,
