@@ -215,3 +215,19 @@ def test_ties_are_shown_at_half_credit_beside_the_strict_figures(tiny_clip, benc
     assert [cell.split(" ")[0] for cell in rows[0][2:]] == ["0.0", "0.0", "0.0", "0.0", "100.0"]
     assert rows[1][0].strip() == "ties as half"
     assert rows[1][2] == "50.0"
+
+
+def test_no_folder_of_this_machine_stands_in_a_result(tiny_clip, benchmark, tmp_path, monkeypatch):
+    data = tmp_path / "ann" / "data"
+    data.mkdir(parents=True)
+    benchmark["swap"].to_parquet(data / "swap.parquet")
+    model = CLIPModel.from_pretrained(tiny_clip, dtype="float32")
+    processor = AutoProcessor.from_pretrained(tiny_clip, backend="pil")
+    for loaded in (evaluate(tiny_clip, data), evaluate(model, data, processor=processor)):
+        folder = loaded.save(tmp_path / "result")
+        text = (folder / "results.json").read_text() + str(pq.read_table(folder / "scores.parquet"))
+        assert loaded.signature["model"]["id"] == tiny_clip.name
+        assert loaded.signature["dataset"]["id"] == "data"
+        assert not [part for part in (str(tmp_path), str(tiny_clip.parent)) if part in text]
+    monkeypatch.chdir(tmp_path)  # as typed
+    assert evaluate(tiny_clip, "ann/data").signature["dataset"]["id"] == "ann/data"
