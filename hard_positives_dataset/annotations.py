@@ -13,10 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, replace
 
-from .flaws import DOUBTS, FLAWS, SEVERAL_NEGATIVES, changes, doubts_of, said, text_flaws
+from .flaws import FLAWS, changes, said, text_flaws
 from .folders import read_regular_file
 
 PUBLISHED_COMMIT = "33addaae84b58d96dc8e9251b61d497c536ed23d"
@@ -80,7 +80,7 @@ _SWAP_FIELDS = {
     "false_caption": str,
 }
 _NAMED_IDS = 5
-_MAX_BYTES = 2**26  # of an annotation file; the published ones have less than a tenth of it
+MAX_FILE_BYTES = 2**26  # of an annotation file; the published ones have less than a tenth of it
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def _find_pair(annotation_dir: str | os.PathLike, pair: PublishedPair) -> list[s
 
 def _read(path: str) -> bytes:
     try:
-        return read_regular_file(path, _MAX_BYTES)
+        return read_regular_file(path, MAX_FILE_BYTES)
     except ValueError as problem:
         raise ValueError(
             f"Expected {path} to be an annotation file, got {problem}. Use the published file."
@@ -357,20 +357,3 @@ def mark_flaws(triples: list[Triple]) -> list[Triple]:
         seen.add((image, content))
         marked.append(replace(triple, flaws=tuple(name for name in FLAWS if name in flaws)))
     return marked
-
-
-def count_doubts(triples: list[Triple]) -> dict[str, int]:
-    """Count the rows of `replace` that are doubtful and have no flaw, by kind.
-
-    A row may be of several kinds. Of rows that share image, caption and hard positive, those beyond
-    the first count as `several_negatives`: one answer of a model counts again.
-    """
-    counts, asked = Counter(), set()
-    for triple in triples:
-        if triple.flaws:
-            continue
-        counts.update(doubts_of(triple.caption, triple.hard_positive, triple.hard_negative))
-        positives = (triple.image_path, triple.bbox, triple.caption, triple.hard_positive)
-        counts[SEVERAL_NEGATIVES] += positives in asked
-        asked.add(positives)
-    return {name: counts[name] for name in (*DOUBTS, SEVERAL_NEGATIVES)}

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 
 import datasets
 
+# datasets 3 takes along only the files that this one imports, not what those import in turn.
 from .annotations import (
+    MAX_FILE_BYTES,
     PUBLISHED_COMMIT,
     PUBLISHED_FOLDERS,
     PUBLISHED_PAIRS,
@@ -23,11 +25,12 @@ from .annotations import (
     SPLITS,
     PublishedPair,
     Triple,
-    count_doubts,
     git_blob_id,
     read_annotation_dir,
     read_triples,
 )
+from .flaws import count_doubts
+from .folders import read_regular_file
 from .images import (
     ImageFile,
     ImageStore,
@@ -373,8 +376,7 @@ def _doubts(triples: list[Triple]) -> str:
 
 def _download_checked(dl_manager, folder: str, file_name: str, blob_id: str) -> bytes:
     url = ANNOTATION_URL.format(folder=folder, file_name=file_name)
-    with open(dl_manager.download(url), "rb") as file:
-        content = file.read()
+    content = read_regular_file(dl_manager.download(url), MAX_FILE_BYTES)
     if git_blob_id(content) != blob_id:
         raise ValueError(
             f"Expected {url} to have the git blob id {blob_id}, got {git_blob_id(content)}. "

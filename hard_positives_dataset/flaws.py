@@ -11,9 +11,14 @@ What shows only beside other rows (contradictions, repetitions) is marked in `an
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .annotations import Triple
 
 # Name -> what is wrong, in the order of the column.
 FLAWS = {
@@ -354,3 +359,20 @@ DOUBTS = {
     "next_to_to": Doubt("near to became next to to", _positive_has("next to to")),
 }
 SEVERAL_NEGATIVES = "several_negatives"  # the doubt that shows only beside the other rows
+
+
+def count_doubts(triples: list[Triple]) -> dict[str, int]:
+    """Count the rows of `replace` that are doubtful and have no flaw, by kind.
+
+    A row may be of several kinds. Of rows that share image, caption and hard positive, those beyond
+    the first count as `several_negatives`: one answer of a model counts again.
+    """
+    counts, asked = Counter(), set()
+    for triple in triples:
+        if triple.flaws:
+            continue
+        counts.update(doubts_of(triple.caption, triple.hard_positive, triple.hard_negative))
+        positives = (triple.image_path, triple.bbox, triple.caption, triple.hard_positive)
+        counts[SEVERAL_NEGATIVES] += positives in asked
+        asked.add(positives)
+    return {name: counts[name] for name in (*DOUBTS, SEVERAL_NEGATIVES)}
