@@ -7,12 +7,13 @@ exactly one process that answers for it, also where processes have different cac
 """
 
 import json
+import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ from hard_positives.machine import (
     use_threads,
 )
 from hard_positives.rows import PreparedImages, RowIndex
+from hard_positives.workers import end_with
 from hard_positives_dataset.folders import write_whole
 
 if TYPE_CHECKING:
@@ -274,6 +276,7 @@ class _Run:
             num_workers=workers,
             prefetch_factor=4 if workers else None,
             pin_memory=device == "cuda",
+            worker_init_fn=partial(end_with, os.getpid()),
         )
 
     def _tokenized(self) -> Iterator[tuple[np.ndarray, list[list[int]]]]:
