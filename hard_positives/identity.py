@@ -192,8 +192,9 @@ def _tokenizer_state(tokenizer: Any) -> Any:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         content = json.loads(backend.to_str())
-        # The last call's, not the tokenizer's own.
-        state["backend"] = {k: v for k, v in content.items() if k not in ("padding", "truncation")}
+        for of_the_last_call in ("padding", "truncation"):
+            content.pop(of_the_last_call, None)
+        state["backend"] = _hash(content)
     else:
         state["vocabulary"] = tokenizer.get_vocab()
     return [_class_name(type(tokenizer)), _plain(state)]
@@ -211,8 +212,10 @@ def _plain(value: Any) -> Any:
         # Not to_dict, which leaves out the attention and takes model_type from the class.
         return [_class_name(type(value)), value.model_type, _plain(vars(value))]
     if isinstance(value, Mapping):
-        pairs = [[_plain(key), _plain(part)] for key, part in _without_names(value).items()]
-        return sorted(pairs, key=json.dumps)
+        value = _without_names(value)
+        if all(type(key) is str for key in value):  # a vocabulary has 50,000
+            return [[key, _plain(part)] for key, part in sorted(value.items())]
+        return sorted(([_plain(key), _plain(part)] for key, part in value.items()), key=json.dumps)
     if isinstance(value, (set, frozenset)):
         return sorted((_plain(part) for part in value), key=json.dumps)
     if isinstance(value, (list, tuple)):
