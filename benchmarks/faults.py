@@ -29,7 +29,8 @@ def main() -> int:
     parser.add_argument("--size", choices=("small", "full"), default="full")
     parser.add_argument("--only", nargs="+", default=[""], metavar="NAME")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--trial", type=int, help="Run this trial alone.")
+    parser.add_argument("--trials", type=int, help="So many of each attack, not what --size says.")
+    parser.add_argument("--trial", type=int, help="Run the trial of this number alone.")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
     options = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="faults_"))
@@ -55,7 +56,8 @@ def attack(options: argparse.Namespace, scratch: Path) -> int:
     chosen = [a for a in all_attacks(scratch, hub) if a.name.startswith(tuple(options.only))]
     with manager, progress_bars(console) as begin:
         for one in chosen:
-            numbers = range(one.small if options.size == "small" else one.full)
+            number = one.small if options.size == "small" else one.full
+            numbers = range(number if options.trials is None else options.trials)
             numbers = numbers if options.trial is None else [options.trial]
             show = begin(one.name, len(numbers))
             tallies.append(

@@ -28,7 +28,7 @@ def all_attacks(scratch: Path, hub: Hub) -> list[Attack]:
     kills |= {"generate images": 20, "publish dataset": 25, "publish results": 25}
     kills |= {"evaluate workers": 20, "generate workers": 20, "finetune workers": 15}
     disks = ("build", "evaluate", "report", "generate", "generate images", "finetune")
-    stopped = {"stopped": True, "small": 8, "full": 1000}
+    parts, checkpoints = ".out.parts/*", "out/checkpoints/*/*"
     return [
         *(kills_of(name, commands, small=2, full=full) for name, full in kills.items()),
         *(disks_of(name, commands, small=2, full=10) for name in disks),
@@ -37,9 +37,19 @@ def all_attacks(scratch: Path, hub: Hub) -> list[Attack]:
         flips_in("Parquet", "evaluate a copy", "REPLACE/data/*", commands, small=8, full=1000),
         flips_in("results", "report on a copy", "new/*", commands, small=8, full=1000),
         flips_in("cache", "evaluate", "home/cache/*/*", commands, small=8, full=1000),
-        flips_in("parts", "generate", ".out.parts/*", commands, **stopped),
-        flips_in("checkpoints", "finetune", "out/checkpoints/*/*", commands, **stopped),
-        flips_in("run record", "finetune", "out/*.json", commands, **stopped | {"full": 200}),
+        flips_in("parts", "generate", parts, commands, small=8, full=1000, stopped=parts),
+        flips_in(
+            "checkpoints",
+            "finetune",
+            checkpoints,
+            commands,
+            small=8,
+            full=1000,
+            stopped=checkpoints,
+        ),
+        flips_in(
+            "run record", "finetune", "out/*.json", commands, small=4, full=200, stopped=checkpoints
+        ),
         hostile_inputs(small=40, full=300),
         malicious(small=20, full=300),
         hostile_results(lambda: commands() and scratch / "world" / "new", small=4, full=100),

@@ -17,7 +17,7 @@ from attacks.world import Command
 
 
 def flips_in(
-    files: str, name: str, pattern: str, commands: Callable, small: int, full: int, *, stopped=False
+    files: str, name: str, pattern: str, commands: Callable, small: int, full: int, *, stopped=""
 ) -> Attack:
     """Attack the files that a command finds when it begins.
 
@@ -27,7 +27,7 @@ def flips_in(
         pattern: Which files of its place, before or between two runs, as a glob.
         commands: Gives the commands by name.
         small: Trials of the small size, like `full`.
-        stopped: Whether to damage what a killed run has left.
+        stopped: Files that a killed run has left by when they are damaged, as a glob.
     """
 
     @contextmanager
@@ -36,7 +36,7 @@ def flips_in(
         state = scratch / "state"
         command.begin(state)
         if stopped:
-            _stop_half_way(command, state, pattern)
+            _stop_half_way(command, state, stopped)
         elif not list(state.glob(pattern)):  # what one run leaves for the next
             run_well(command.line(state), state / "home")
             shutil.rmtree(state / "out")

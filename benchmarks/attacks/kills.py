@@ -54,12 +54,15 @@ def _kill_again_and_again(command, trial: Trial) -> Outcome:
 
 def _run_and_kill(command, trial: Trial, place: Path, pace: float) -> Run:
     whole, _ = command.reference
+    uniform = trial.random.uniform
     if trial.random.random() < 0.5:
-        change = trial.random.randrange(max(1, int(whole.changes * pace)))
-        running = Run(command.line(place), place / "home", die_before=change)
+        share = trial.random.choice((uniform(0, 1), uniform(0.7, 1)))
+        running = Run(
+            command.line(place), place / "home", die_before=int(share * pace * whole.changes)
+        )
         running.wait()
         return running
-    share = trial.random.choice((trial.random.random(), trial.random.uniform(0.8, 1.05)))
+    share = trial.random.choice((uniform(0, 1), uniform(0.8, 1.05)))
     running = Run(command.line(place), place / "home")
     running.wait(share * pace * whole.seconds)
     running.kill()
@@ -72,7 +75,7 @@ def _finish(command, place: Path, kills: int) -> Outcome:
     last = run(command.line(place), place / "home")
     if last.process.exitcode != 0:
         return wrong(f"it does not go on: {last.printed[-300:]}", times=kills)
-    if not command.is_done(place):
-        return wrong("other final bytes", times=kills)
     left = leftovers(place)
-    return wrong(f"left behind: {left}", times=kills) if left else right(times=kills)
+    if left:
+        return wrong(f"left behind: {left}", times=kills)
+    return right(times=kills) if command.is_done(place) else wrong("other final bytes", kills)
