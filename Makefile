@@ -1,4 +1,4 @@
-.PHONY: install test check format claim
+.PHONY: install test check format claim faults
 
 install:
 	pip install -c constraints.txt -e '.[dev]'
@@ -16,3 +16,6 @@ format:
 
 claim:
 	python benchmarks/claim.py --output results/claim
+
+faults:
+	python benchmarks/faults.py
