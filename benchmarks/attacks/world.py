@@ -98,8 +98,13 @@ class Command:
         """What is wrong with what stands at a place after a fault; empty where nothing is."""
         out = place / "out"
         if self.older is None:
-            half = (out / self.mark).exists() and not self.is_done(place)
-            return "a half output counts as done" if half else ""
+            if not (out / self.mark).exists():
+                return ""
+            found, whole = self.result(place), self.reference[1]
+            if any(found.get(name) != file for name, file in whole.items()):
+                return "a half output counts as done"
+            more = sorted({name.split("/")[0] for name in found.keys() - whole.keys()})
+            return f"left in a whole output: {more}" if more else ""
         try:
             found = self.standing(out)
         except (ValueError, OSError) as error:
