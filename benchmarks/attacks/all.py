@@ -24,9 +24,9 @@ def all_attacks(scratch: Path, hub: Hub) -> list[Attack]:
     def commands() -> dict[str, Command]:
         return make_world(scratch / "world", hub)
 
-    kills = {"evaluate": 45, "generate": 20, "finetune": 30, "build": 45, "report": 45}
-    kills |= {"generate images": 20, "publish dataset": 25, "publish results": 25}
-    kills |= {"evaluate workers": 20, "generate workers": 20, "finetune workers": 15}
+    kills = {"evaluate": 60, "generate": 30, "finetune": 30, "build": 60, "report": 60}
+    kills |= {"generate images": 30, "publish dataset": 40, "publish results": 40}
+    kills |= {"evaluate workers": 25, "generate workers": 25, "finetune workers": 15}
     disks = ("build", "evaluate", "report", "generate", "generate images", "finetune")
     parts, checkpoints = ".out.parts/*", "out/checkpoints/*/*"
     return [
@@ -36,7 +36,7 @@ def all_attacks(scratch: Path, hub: Hub) -> list[Attack]:
         annotation_flips(small=10, full=1000),
         flips_in("Parquet", "evaluate a copy", "REPLACE/data/*", commands, small=8, full=1000),
         flips_in("results", "report on a copy", "new/*", commands, small=8, full=1000),
-        flips_in("cache", "evaluate", "home/cache/*/*", commands, small=8, full=1000),
+        flips_in("cache", "evaluate", "home/cache/*/*", commands, small=8, full=300),
         flips_in("parts", "generate", parts, commands, small=8, full=1000, stopped=parts),
         flips_in(
             "checkpoints",

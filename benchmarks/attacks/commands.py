@@ -177,6 +177,16 @@ def _run(words, home, cache, die_before, largest_file) -> None:
         (home / "changes.txt").write_text(str(changes()))
 
 
+def _where(arguments: tuple) -> str:
+    """The path that an audited call changes; removal of a folder names files within an open one."""
+    path, opened = arguments[0], arguments[-1]
+    if not isinstance(path, (str, os.PathLike)):
+        return ""
+    inside = len(arguments) > 1 and isinstance(opened, int) and not os.path.isabs(path)
+    folder = Path(f"/proc/self/fd/{opened}") if inside and opened > 2 else None
+    return os.path.join(os.readlink(folder) if folder and folder.exists() else "", path)
+
+
 def _kill_before(number: int | None, folder: str):
     """Count changes to files under a folder, by Python's own audit; die right before one."""
     process, count = os.getpid(), 0
@@ -186,8 +196,7 @@ def _kill_before(number: int | None, folder: str):
         writes = event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR)
         if not (writes or event in CHANGES) or os.getpid() != process:
             return
-        path = arguments[0]
-        if not isinstance(path, (str, os.PathLike)) or not os.fspath(path).startswith(folder):
+        if not _where(arguments).startswith(folder):
             return
         if count == number:
             os.kill(process, signal.SIGKILL)
