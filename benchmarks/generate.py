@@ -19,9 +19,9 @@ from pathlib import Path
 
 from datasets import Dataset, load_dataset
 
-from hard_positives.captions import read_captions
-from hard_positives.generation import TASKS, generate
-from hard_positives.rules import Rules, slots, substitute
+from hard_positives.generation.captions import read_captions
+from hard_positives.generation.rules import Rules, slots, substitute
+from hard_positives.generation.run import TASKS, generate
 from hard_positives_dataset.annotations import read_annotation_dir, read_triples
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 # What is encoded is written down as it happens, by the process that is killed.
 PROGRAM = """
 import os
-from hard_positives import encoders
+from hard_positives.models import encoders
 from hard_positives.cli import app
 
 def counted(method):
@@ -115,7 +115,7 @@ def main() -> None:
         results = killed / "result" / "results.json"
         if not results.exists() and start(options, killed).wait():
             sys.exit("The last run failed.")
-        from hard_positives.encoding import CAPTIONS_PER_CHUNK, IMAGES_PER_CHUNK
+        from hard_positives.scoring.encoding import CAPTIONS_PER_CHUNK, IMAGES_PER_CHUNK
 
         signature = json.loads(results.read_text())["signature"]
         for name, size in {"images": IMAGES_PER_CHUNK, "captions": CAPTIONS_PER_CHUNK}.items():

@@ -103,7 +103,7 @@ def measure(options: argparse.Namespace) -> dict:
     """Time one way; what it encoded is counted where the towers are called, not told by the way."""
     from datasets import load_dataset
 
-    from hard_positives.scoring import load_model
+    from hard_positives.scoring.score import load_model
 
     rows = load_dataset(options.dataset, split=options.split)
     if options.rows:
@@ -143,7 +143,7 @@ def watch(encoder, way: str) -> dict[str, int]:
 
     By hooks; for ours, whose cache a hook would switch off, in the two methods that call them.
     """
-    from hard_positives.encoders import DualEncoder
+    from hard_positives.models.encoders import DualEncoder
 
     seen = {"images": 0, "captions": 0, "tokens": 0}
 
@@ -232,7 +232,7 @@ def run_per_row(encoder, rows) -> float:
 
 
 def run_cold(encoder, rows) -> float:
-    from hard_positives.cache import trim_cache
+    from hard_positives.scoring.cache import trim_cache
 
     trim_cache(0)
     return run_ours(encoder, rows)
@@ -248,7 +248,7 @@ def run_floor(encoder, rows) -> float:
     """Time what the arithmetic takes at least: ready tensors, no padding, the best batch size."""
     import torch
 
-    from hard_positives.rows import index_rows
+    from hard_positives.suite.rows import index_rows
 
     index = index_rows(rows)
     by_length: dict[int, list[list[int]]] = {}
@@ -279,8 +279,8 @@ def run_floor(encoder, rows) -> float:
 def run_decode(encoder, rows) -> float:
     from torch.utils.data import DataLoader
 
-    from hard_positives.machine import image_workers
-    from hard_positives.rows import PreparedImages, index_rows
+    from hard_positives.scoring.machine import image_workers
+    from hard_positives.suite.rows import PreparedImages, index_rows
 
     on_cpu = encoder.device.type == "cpu"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hard_positive_metric import row_outcomes
 from hard_positives import evaluate
-from hard_positives.sources import load_splits
+from hard_positives.suite.sources import load_splits
 
 MODEL, DATASET, SPLIT = "shapes_clip", "shapes", "replace"
 PICTURE = Path(__file__).with_name("opening_picture.svg")

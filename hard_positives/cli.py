@@ -14,7 +14,7 @@ import typer
 from hard_positives import interrupts
 
 if TYPE_CHECKING:
-    from hard_positives.hub import Publication
+    from hard_positives.hub.publishing import Publication
 
 app = typer.Typer(
     name="hard-positives",
@@ -183,8 +183,8 @@ def evaluate(
 
     from hard_positives import evaluate as evaluate_model
     from hard_positives import render_table
-    from hard_positives.machine import is_main_process
-    from hard_positives.result_files import prepare_folder
+    from hard_positives.results.files import prepare_folder
+    from hard_positives.scoring.machine import is_main_process
 
     if output is not None:
         prepare_folder(output, dataset)  # before hours of work, not after
@@ -409,8 +409,8 @@ def finetune(
 
     from hard_positives import RECIPES
     from hard_positives import finetune as finetune_model
-    from hard_positives.machine import is_main_process
-    from hard_positives.recipes import check_choice
+    from hard_positives.finetuning.recipes import check_choice
+    from hard_positives.scoring.machine import is_main_process
 
     changes = {
         "hard_negatives": hard_negatives,
@@ -458,7 +458,7 @@ def publish_dataset(
     ] = None,
 ) -> None:
     """Publish a built folder with a complete card and a picture of examples."""
-    from hard_positives import hub
+    from hard_positives.hub import publishing as hub
 
     _tell(
         hub.publish_dataset(
@@ -481,7 +481,7 @@ def publish_metric(
     ] = False,
 ) -> None:
     """Publish the metric as a Space, for evaluate.load and with a page to try it."""
-    from hard_positives import hub
+    from hard_positives.hub import publishing as hub
 
     _tell(hub.publish_metric(repo_id, private=private, create_pr=create_pr))
 
@@ -499,7 +499,7 @@ def publish_results(
     ] = False,
 ) -> None:
     """Put results on the model's page; the rest of its card keeps every byte."""
-    from hard_positives import hub
+    from hard_positives.hub import publishing as hub
     from hard_positives.names import printable
 
     publication = hub.publish_results(folder, repo_id, create_pr=create_pr, dry_run=dry_run)
@@ -523,7 +523,7 @@ def cache(
     empty: Annotated[bool, typer.Option(help="Remove all of it.")] = False,
 ) -> None:
     """Show what the embedding cache holds, last used first, or empty it."""
-    from hard_positives.cache import cache_root, list_cache, trim_cache
+    from hard_positives.scoring.cache import cache_root, list_cache, trim_cache
 
     held = trim_cache(0) if empty else list_cache()
     for model in held:

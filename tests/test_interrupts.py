@@ -23,7 +23,7 @@ if moment == "imports":
                 sys.stdin.read()
     sys.meta_path.insert(0, Finder())
 else:
-    from hard_positives import encoders
+    from hard_positives.models import encoders
     embed_images, calls = encoders.DualEncoder.embed_images, []
     def embed(self, inputs):
         calls.append(1)

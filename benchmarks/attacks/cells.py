@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from PIL import Image, PngImagePlugin
 
 from attacks.trials import Attack, Attempt, Outcome, Trial, refused, wrong
-from hard_positives.rows import decode_image
-from hard_positives.sources import load_splits
+from hard_positives.suite.rows import decode_image
+from hard_positives.suite.sources import load_splits
 from hard_positives_dataset.images import MAX_IMAGE_BYTES
 
 Cell = dict[str, bytes | str | None]

@@ -13,11 +13,13 @@ import datasets
 import psutil
 
 from attacks.trials import Outcome, fork, refused, wrong
-from hard_positives import Rules, encoding, generation
+from hard_positives import Rules
 from hard_positives.cli import app
+from hard_positives.generation import run as generation
+from hard_positives.scoring import encoding
 
 # What the commands import or load when they run, here once for all.
-for name in ("finetuning", "hub", "language_model", "report"):
+for name in ("finetuning.run", "hub.publishing", "generation.language_model", "results.report"):
     importlib.import_module(f"hard_positives.{name}")
 Rules().prepare()
 

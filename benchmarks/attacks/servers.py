@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 
 from attacks.trials import Attack, Outcome, Trial, right, verdict_of, wrong
 from hard_positives import LanguageModel, Rules, generate, read_captions
-from hard_positives.generation import TASKS
-from hard_positives.language_model import PROMPTS
+from hard_positives.generation.language_model import PROMPTS
+from hard_positives.generation.run import TASKS
 
 CAPTIONS = [f"a red cup and a white dog on a table number {number}" for number in range(4)]
 PATIENCE = 20  # seconds; four tasks in two tries of half a second each need five

@@ -1,0 +1,152 @@
+"""`transformers.Trainer` with our loss: a batch in, a step out, scores on the way.
+
+The loss is a function of vectors and stands in `loss`; what a batch is made of in `training_rows`.
+Folders, checkpoints and records are left to `finetuning` and `checkpoints`.
+"""
+
+import math
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.nn.functional import all_gather
+from torch.utils.data import DataLoader
+from transformers import ProcessorMixin, Trainer, TrainerCallback
+
+from hard_positive_metric import compute_metrics
+from hard_positives.finetuning.checkpoints import in_order, seal
+from hard_positives.finetuning.loss import contrastive_loss, texts_known_true
+from hard_positives.finetuning.recipes import Recipe
+from hard_positives.finetuning.rows import Collator
+from hard_positives.models.encoders import DualEncoder, Options
+from hard_positives.scoring.machine import processes
+from hard_positives.scoring.score import score_rows
+from hard_positives.workers import end_with
+
+FIGURES = ("original_accuracy", "augmented_accuracy", "brittleness")
+_HIGHEST_SCALE = math.log(100)  # As CLIP was trained.
+
+
+class ContrastiveTrainer(Trainer):
+    """`transformers.Trainer` with `contrastive_loss` over the batches of all processes.
+
+    Args:
+        recipe: Whose switches the loss takes.
+        processor: The model's.
+        **options: As for `transformers.Trainer`; `eval_dataset` gives for each split an index of
+            its rows and the rows' categories.
+    """
+
+    loss_is_scaled_for_ga = False  # the mean of a batch
+
+    def __init__(self, *, recipe: Recipe, processor: ProcessorMixin, **options):
+        # As processing_class, Trainer would overwrite the model's own special tokens.
+        super().__init__(data_collator=Collator(processor), **options)
+        self.recipe = recipe
+        self.processor = processor
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Load rows by processes that end with this one."""
+        loader = super().get_train_dataloader()
+        # In place of Trainer's, which seeds random numbers: nothing in a worker draws any.
+        loader.worker_init_fn = partial(end_with, os.getpid())
+        return loader
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Encode a batch in one pass and compare it with those of all processes."""
+        ids = inputs["content_ids"]
+        outputs = model(pixel_values=inputs["pixel_values"], input_ids=inputs["input_ids"])
+        embeds = _embeds_by_row(outputs.image_embeds, outputs.text_embeds, ids[:, 1:] >= 0)
+        scale = self.accelerator.unwrap_model(model).logit_scale.exp()
+        # In half precision near-identical captions tie.
+        with torch.autocast(embeds.device.type, enabled=False):
+            images, captions, positives, negatives = _gathered(embeds).unbind(dim=1)
+            ids = _gathered(ids)
+            loss = contrastive_loss(
+                images,
+                captions,
+                positives,
+                negatives,
+                scale,
+                has_hard_positive=ids[:, 2] >= 0,
+                has_hard_negative=ids[:, 3] >= 0,
+                hard_negatives=self.recipe.hard_negatives,
+                alignment=self.recipe.alignment,
+                known_true=texts_known_true(ids) if self.recipe.leave_out_true else None,
+            )
+        return (loss, outputs) if return_outputs else loss
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """Name the matrices: open_clip lets gains, biases and the scale be."""
+        return [name for name, values in model.named_parameters() if values.ndim > 1]
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Score the model as it is on the held-out splits: fractions by split and figure."""
+        encoder = DualEncoder(self.accelerator.unwrap_model(self.model), self.processor)
+        metrics = {}
+        for split, (index, categories) in self.eval_dataset.items():
+            logits = score_rows(encoder, index, Options(cache=False, progress=False))
+            figures = compute_metrics(logits, groups=categories)["macro"]
+            metrics |= {f"{metric_key_prefix}_{split}_{name}": figures[name] for name in FIGURES}
+        self.log({**metrics})  # it adds to what it gets
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+
+def _embeds_by_row(
+    image_embeds: torch.Tensor, text_embeds: torch.Tensor, present: torch.Tensor
+) -> torch.Tensor:
+    """Put each text to its image: (B, 4, D), zeros where a row has none; `present` is (B, 3)."""
+    size = len(image_embeds)
+    texts = text_embeds.new_zeros(3 * size, text_embeds.shape[1])
+    texts[present.T.flatten()] = text_embeds
+    return torch.stack([image_embeds, *texts.split(size)], dim=1)
+
+
+def _gathered(values: torch.Tensor) -> torch.Tensor:
+    """Join the batches of all processes, with gradient to each of them."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return values
+    return torch.cat(all_gather(values))
+
+
+class TrainingGuard(TrainerCallback):
+    """Keeps the scale where CLIP kept it, seals checkpoints, ends a run that has diverged."""
+
+    def on_step_end(self, args, state, control, model=None, **_):
+        """Clamp the scale."""
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, _HIGHEST_SCALE)
+
+    def on_save(self, args, state, control, **_):
+        """Seal the checkpoint, then remove all but the last two."""
+        processes().wait_for_everyone()  # each process has written a file of its own
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir)
+            seal(folder / f"checkpoint-{state.global_step}")
+            for checkpoint in in_order(folder)[:-2]:
+                shutil.rmtree(checkpoint)
+
+    def on_log(self, args, state, control, logs=None, **_):
+        """Raise where the loss is no number."""
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise ValueError(
+                f"Expected the loss to be finite, got {logs['loss']} by step {state.global_step}. "
+                "Lower the learning rate."
+            )

@@ -1,0 +1,1 @@
+"""Captions become hard positives and hard negatives to train with."""

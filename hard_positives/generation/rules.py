@@ -1,0 +1,515 @@
+"""Hard positives and hard negatives by rule: fast, free of a model server, the same on every run.
+
+A caption is tagged, words that the lexicon knows are replaced, and what stands around an "and" or
+beside a noun is swapped. Replacing happens token by token, so "covered" never becomes
+"covecrimson"; the new word takes the old one's number, tense and case, and "a" becomes "an" where
+it must (`grammar.py`).
+
+The lexicon is `lexicon.tsv` beside this file: the authors' published substitutions, widened by
+pairs out of WordNet 3.0 and our own. WordNet is not looked up while running: even where two words
+are each other's first sense it gives "cat > true cat" and "lettuce > moolah", so its pairs for the
+words of 20,000 captions were read first, and few of them kept.
+
+This file knows nothing of images, rows or files.
+"""
+
+import csv
+import functools
+import hashlib
+import itertools
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hard_positives.generation.grammar import (
+    Chunk,
+    Span,
+    Token,
+    analyse,
+    article_for,
+    chunks_beside,
+    chunks_of,
+    exchange,
+    head_after,
+    in_case_of,
+    inflect_like,
+    whole_phrases,
+)
+from hard_positives.generation.run import TASKS, Edit, Task, words_of
+
+LEXICON = Path(__file__).parent / "lexicon.tsv"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Tokens `start` to `end` (exclusive) that can be replaced, and by what."""
+
+    start: int
+    end: int
+    category: str
+    hard_positive: tuple[str, ...]
+    hard_negative: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Edits captions by lexicon and grammar; see :class:`hard_positives.generation.run.Editor`.
+
+    Which of several possible edits is made depends on `seed` and the caption alone, never on the
+    other captions or on their order. A replaced hard positive and hard negative change the same
+    word wherever one word allows both, as the benchmark's rows do.
+
+    Args:
+        seed: Another seed makes other choices.
+
+    Examples:
+        >>> from hard_positives.generation.run import TASKS
+        >>> for task in TASKS:
+        ...     print(Rules().edit("The paved road and the white house.", task).caption)
+        The paved street and the white house.
+        The paved beach and the white house.
+        The white house and the paved road.
+        The white road and the paved house.
+    """
+
+    seed: int = 0
+    chunk_size = 20_000
+    workers = os.cpu_count() or 1
+
+    @property
+    def settings(self) -> dict:
+        """What decides the output besides the captions."""
+        return {"editor": "rules", "seed": self.seed, "lexicon_sha256": _lexicon_hash()}
+
+    def prepare(self) -> None:
+        """Load what the rules know, once for all processes that are forked from this one.
+
+        Raises:
+            ImportError: The extra `generation` is not installed.
+        """
+        self.edit("A cat and two black dogs sit on an old sofa.", TASKS[0])
+
+    def edit_batch(self, captions: Sequence[str], task: Task) -> list[Edit]:
+        """Edit each caption; the i-th result belongs to the i-th caption."""
+        return [self.edit(caption, task) for caption in captions]
+
+    def edit(self, caption: str, task: Task) -> Edit:
+        """Edit one caption, or say that no rule applies."""
+        if task.kind == "replace":
+            return self._replace(caption, task.column)
+        swap = _swap_around_and if task.column == "hard_positive" else _swap_attributes
+        edited = swap(caption, self._random(caption))
+        if edited is None or words_of(edited) == words_of(caption):
+            return Edit(reason="no_rule_applies")
+        return Edit(caption=edited, category="swap")
+
+    def _replace(self, caption: str, column: str) -> Edit:
+        found = slots(caption)
+        able = [slot for slot in found if slot.hard_positive and slot.hard_negative]
+        able = able or [slot for slot in found if getattr(slot, column)]
+        if not able:
+            return Edit(reason="no_rule_applies")
+        chance = self._random(caption)
+        slot = chance.choice(able)
+        edited = substitute(caption, slot, chance.choice(getattr(slot, column)))
+        return Edit(caption=edited, category=slot.category)
+
+    def _random(self, caption: str) -> random.Random:
+        return random.Random(f"{self.seed}/{caption}")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    others: tuple[str, ...]
+    condition: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Lexicon:
+    entries: dict[tuple[str, str, str], list[_Entry]]
+    classes: dict[str, frozenset[str]]
+    compounds: frozenset[tuple[str, ...]]
+    longest: int
+
+    def find(self, relation: str, kind: str, word: str) -> list[_Entry]:
+        return self.entries.get((relation, kind, word), [])
+
+
+def _words(name: str) -> frozenset[str]:
+    return _lexicon().classes[name]
+
+
+@functools.cache
+def _lexicon() -> _Lexicon:
+    entries, classes, compounds = {}, {}, set()
+    lines = [line for line in LEXICON.read_text("utf-8").splitlines() if line[:1] != "#"]
+    for row in csv.DictReader(lines, delimiter="\t"):
+        others = tuple(row["others"].split("|"))
+        if row["relation"] == "class":
+            classes[row["word"]] = frozenset(others)
+        elif row["relation"] == "compound":
+            compounds.add(tuple(row["word"].split()))
+        else:
+            key = (row["relation"], row["kind"], row["word"])
+            entries.setdefault(key, []).append(_Entry(others, tuple(row["condition"].split())))
+    longest = max(len(word.split()) for _, kind, word in entries if kind == "p")
+    return _Lexicon(entries, classes, frozenset(compounds), longest)
+
+
+def _lexicon_hash() -> str:
+    return hashlib.sha256(LEXICON.read_bytes()).hexdigest()
+
+
+# --- replacing ------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=4096)
+def slots(caption: str) -> tuple[Slot, ...]:
+    """All places of a caption where the lexicon offers another word, and what it offers.
+
+    Examples:
+        >>> [(slot.hard_positive, slot.hard_negative) for slot in slots("a covered wagon")]
+        []
+        >>> slots("man behind a tree")[1].hard_positive
+        ('to the rear of',)
+    """
+    tokens = analyse(caption)
+    words = [token.word for token in tokens]
+    fixed = _fixed(words)
+    found, start = [], 0
+    while start < len(tokens):
+        slot = _phrase_slot(tokens, words, start) or _word_slot(tokens, words, start, fixed)
+        if slot:
+            found.append(slot)
+        start = slot.end if slot else start + 1
+    return tuple(found)
+
+
+def known_relation(caption: str, edited: str) -> str:
+    """Whether the lexicon makes `edited` out of `caption` as a `synonym` or a `contrast`.
+
+    Returns:
+        `synonym`, `contrast`, or an empty string where the lexicon does not know.
+
+    Examples:
+        >>> known_relation("a red car", "a blue car")
+        'contrast'
+    """
+    target = words_of(edited)
+    for slot in slots(caption):
+        for relation, offers in (
+            ("synonym", slot.hard_positive),
+            ("contrast", slot.hard_negative),
+        ):
+            if any(words_of(substitute(caption, slot, offer)) == target for offer in offers):
+                return relation
+    return ""
+
+
+def _fixed(words: Sequence[str]) -> set[int]:
+    """The places of words that belong to a name, such as "teddy bear"."""
+    compounds, fixed = _lexicon().compounds, set()
+    for start in range(len(words)):
+        for length in (2, 3):
+            name = tuple(words[start : start + length])
+            if name in compounds or (*name[:-1], name[-1].removesuffix("s")) in compounds:
+                fixed.update(range(start, start + length))
+    return fixed
+
+
+def _is_name(tokens: Sequence[Token], place: int) -> bool:
+    """Whether a capital marks a name: not at a sentence's start, nor where all words have one."""
+    if place == 0 or not tokens[place].text.istitle() or tokens[place - 1].tag == "PUN":
+        return False
+    return any(token.text[0].islower() and len(token.text) > 3 for token in tokens)
+
+
+def _phrase_slot(tokens: Sequence[Token], words: list[str], start: int) -> Slot | None:
+    for length in range(min(_lexicon().longest, len(tokens) - start), 0, -1):
+        phrase = " ".join(words[start : start + length])
+        offers = _offers(tokens, start, start + length, "p", phrase)
+        if any(offers):
+            return Slot(start, start + length, _category(tokens[start]), *offers)
+        if length > 1 and (
+            _lexicon().find("synonym", "p", phrase) or _lexicon().find("contrast", "p", phrase)
+        ):
+            return None  # "on top of" that may not be replaced is no "on" either
+    return None
+
+
+def _category(token: Token) -> str:
+    if token.is_noun:
+        return "object"
+    return "attribute" if token.is_adjective or token.tag in ("CRD", "DT0") else "relation"
+
+
+def _word_slot(
+    tokens: Sequence[Token], words: list[str], place: int, fixed: set[int]
+) -> Slot | None:
+    token = tokens[place]
+    if place in fixed or _is_name(tokens, place):
+        return None
+    kinds = []
+    if _modifies(tokens, place):
+        kinds.append(("a", token.word, "attribute"))
+    if token.tag.startswith("VV"):
+        kinds.append(("v", token.lemma, "relation"))
+    if token.is_noun and not _in_compound(tokens, place):
+        kinds.append(("n", token.lemma, "object"))
+    for kind, key, category in kinds:
+        offers = _offers(tokens, place, place + 1, kind, key)
+        if any(offers):
+            return Slot(place, place + 1, category, *offers)
+    return None
+
+
+def _modifies(tokens: Sequence[Token], place: int) -> bool:
+    token = tokens[place]
+    follows = tokens[place + 1] if place + 1 < len(tokens) else None
+    before_noun = follows is not None and (follows.is_noun or follows.is_adjective)
+    if token.word.endswith("ing"):  # "walking elephant", not "man walking dogs"
+        before = tokens[place - 1] if place else None
+        return before_noun and not (before and (before.is_noun or before.is_verb))
+    return before_noun or token.is_adjective
+
+
+def _in_compound(tokens: Sequence[Token], place: int) -> bool:
+    return any(tokens[i].is_noun for i in (place - 1, place + 1) if 0 <= i < len(tokens))
+
+
+def _offers(
+    tokens: Sequence[Token], start: int, end: int, kind: str, key: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The words for a hard positive and for a hard negative, inflected like the ones there."""
+    found = [_lexicon().find(relation, kind, key) for relation in ("synonym", "contrast")]
+    if not any(found):
+        return (), ()
+    barred = {token.word for token in (*tokens[:start], *tokens[end:])}
+    if kind == "n" and start and tokens[start - 1].word in ("a", "an"):
+        barred |= _words("mass")  # no "a rice"
+    offers = []
+    for entries in found:
+        words = [
+            inflect_like(other, tokens[start], kind)
+            for entry in entries
+            if all(_holds(condition, tokens, start, end, kind) for condition in entry.condition)
+            for other in entry.others
+        ]
+        offers.append(tuple(dict.fromkeys(word for word in words if word not in barred)))
+    return offers[0], offers[1]
+
+
+def _holds(condition: str, tokens: Sequence[Token], start: int, end: int, kind: str) -> bool:
+    """Whether one condition of an entry is met; `lexicon.tsv` explains the signs."""
+    sign, value = condition[0], condition[1:]
+    after = tokens[end].word if end < len(tokens) else ""
+    before = tokens[start - 1] if start else None
+    if sign == "+":
+        return after in value.split(",")
+    if sign == "-":
+        return after not in value.split(",")
+    if sign == "=":
+        return tokens[start].tag == value
+    if sign == "<":
+        return before is not None and (
+            before.is_noun if value == "noun" else before.lemma in _words(value)
+        )
+    if sign == "~":
+        nouns = [token for token in tokens[:start] if token.is_noun]
+        return bool(nouns) and nouns[-1].lemma in _words(value)
+    head = head_after(tokens, end if kind == "p" else start)
+    if sign == "^":
+        return head is not None and head.tag in ("NN2", "NN0")
+    if value == "*":
+        return head is not None
+    is_member = head is not None and bool({head.lemma, head.word} & _words(value))
+    return is_member if sign == "@" else not is_member
+
+
+def substitute(caption: str, slot: Slot, words: str) -> str:
+    """The caption with the slot's words replaced, in their case, "a" or "an" put right.
+
+    Examples:
+        >>> place = slots("A white dog")[0]
+        >>> substitute("A white dog", place, "ivory")
+        'An ivory dog'
+    """
+    tokens = analyse(caption)
+    start, end = tokens[slot.start].start, tokens[slot.end - 1].end
+    old = caption[start:end]
+    edited = caption[:start] + in_case_of(old, words) + caption[end:]
+    before = tokens[slot.start - 1] if slot.start else None
+    if before is None or before.word not in ("a", "an"):
+        return edited
+    article = in_case_of(before.text, article_for(words))
+    return edited[: before.start] + article + edited[before.end :]
+
+
+# --- swapping -------------------------------------------------------------------------------------
+
+
+def _swap_around_and(caption: str, chance: random.Random) -> str | None:
+    """Let what stands around an "and" change places where that leaves the meaning."""
+    tokens = analyse(caption)
+    places = [place for place, token in enumerate(tokens) if token.word == "and"]
+    chance.shuffle(places)
+    for place in places:
+        for find in (_adjectives_around, _noun_phrases_around, _clauses_around, _verbs_around):
+            spans = find(tokens, place)
+            if spans:
+                return exchange(caption, *spans)
+    return None
+
+
+def _adjectives_around(tokens: Sequence[Token], place: int) -> tuple[Span, Span] | None:
+    if not 0 < place < len(tokens) - 1:
+        return None
+    before, after = tokens[place - 1], tokens[place + 1]
+    alone = place < 2 or not (tokens[place - 2].is_adjective or tokens[place - 2].word == ",")
+    follows = tokens[place + 2] if place + 2 < len(tokens) else None
+    if before.is_adjective and after.is_adjective and alone and follows and follows.is_noun:
+        return (place - 1, place), (place + 1, place + 2)
+    return None
+
+
+def _noun_phrases_around(tokens: Sequence[Token], place: int) -> tuple[Span, Span] | None:
+    left, right = chunks_beside(tokens, place)
+    if left is None or _points(tokens[left.start : right.end]):
+        return None
+    before = tokens[left.start - 1] if left.start else None
+    after = tokens[right.end] if right.end < len(tokens) else None
+    if before is not None:
+        has_determiner = right.core > right.start
+        if (before.word in _words("placing") and has_determiner) or before.is_noun:
+            return None
+        if after is not None and after.tag not in ("PUN", "PUQ") and after.word != "and":
+            return None  # what follows may belong to the right one alone
+    if left.core > left.start and right.core == right.start:  # "the knife and fork"
+        return _share_determiner(tokens, left, right)
+    return (left.start, left.end), (right.start, right.end)
+
+
+def _share_determiner(
+    tokens: Sequence[Token], left: Chunk, right: Chunk
+) -> tuple[Span, Span] | None:
+    if any(not token.is_noun for token in tokens[left.core : left.end]):
+        return None  # "a red car and truck": is the truck red?
+    head = tokens[right.end - 1]
+    if tokens[left.start].word in ("a", "an") and (
+        head.tag == "NN2" or head.lemma in _words("mass")
+    ):
+        return (left.start, left.end), (right.start, right.end)
+    if tokens[left.start].tag == "CRD":
+        return None
+    return (left.core, left.end), (right.start, right.end)
+
+
+def _clauses_around(tokens: Sequence[Token], place: int) -> tuple[Span, Span] | None:
+    """The halves of "a man riding a horse and a woman walking", where both begin alike."""
+    left, right = chunks_beside(tokens, place)
+    if left is None or left.start == 0 or right.end >= len(tokens):
+        return None
+    first = whole_phrases(tokens)[0]
+    link, after = tokens[first.end], tokens[right.end]
+    end = len(tokens) - (tokens[-1].tag == "PUN")
+    alike = link.tag == after.tag if after.is_verb else link.word == after.word != "of"
+    others = [token.word for token in (*tokens[:place], *tokens[place + 1 : end])]
+    if first.start or not alike or {",", "and", "while"} & set(others) or _points(tokens):
+        return None
+    if not (after.is_verb or after.tag == "PRP"):
+        return None
+    return (0, place), (place + 1, end)
+
+
+def _verbs_around(tokens: Sequence[Token], place: int) -> tuple[Span, Span] | None:
+    """The halves of "holding an umbrella and petting a yak": verbs of one form."""
+    after = tokens[place + 1] if place + 1 < len(tokens) else None
+    if after is None or after.tag not in ("VVG", "VVZ"):
+        return None
+    firsts = [i for i in range(place) if tokens[i].tag == after.tag]
+    end = len(tokens) - (tokens[-1].tag == "PUN")
+    words = {token.word for token in tokens[place + 1 : end]}
+    if not firsts or words & {",", "and", "while", *_words("pointer")}:
+        return None
+    if any(token.word in ("and", ",") for token in tokens[firsts[-1] : place]):
+        return None
+    return (firsts[-1], place), (place + 1, end)
+
+
+def _points(tokens: Sequence[Token]) -> bool:
+    return any(token.word in _words("pointer") for token in tokens)
+
+
+def _swap_attributes(caption: str, chance: random.Random) -> str | None:
+    """Let two objects exchange attributes; where there are none, exchange the objects."""
+    tokens = analyse(caption)
+    fixed = _fixed([token.word for token in tokens])
+    chunks = [
+        chunk for chunk in chunks_of(tokens) if not fixed & set(range(chunk.start, chunk.end))
+    ]
+    spans = _attribute_spans(tokens, chunks) or _object_spans(tokens, chunks)
+    return exchange(caption, *chance.choice(spans)) if spans else None
+
+
+def _attribute_spans(tokens: Sequence[Token], chunks: Sequence[Chunk]) -> list[tuple[Span, Span]]:
+    described = []
+    for chunk in chunks:
+        end = chunk.core
+        while _is_attribute(tokens[end]):
+            end += 1
+        if end > chunk.core and tokens[end].is_noun:
+            described.append(((chunk.core, end), (end, chunk.end)))
+    return [
+        (attributes, others)
+        for i, (attributes, nouns) in enumerate(described)
+        for others, other_nouns in described[i + 1 :]
+        if not _lemmas(tokens, attributes) & _lemmas(tokens, others)
+        and not _lemmas(tokens, nouns) & _lemmas(tokens, other_nouns)
+    ]
+
+
+def _is_attribute(token: Token) -> bool:
+    return (
+        token.is_adjective
+        and token.word not in _words("no attribute")
+        and not token.word.endswith("ing")
+    )
+
+
+def _object_spans(tokens: Sequence[Token], chunks: Sequence[Chunk]) -> list[tuple[Span, Span]]:
+    spans = []
+    for left, right in itertools.pairwise(chunks):
+        between = tokens[left.end : right.start]
+        heads = (tokens[left.end - 1], tokens[right.end - 1])
+        if (
+            any(head.lemma in _words("no object") | _words("mass") for head in heads)
+            or heads[0].lemma == heads[1].lemma
+        ):
+            continue
+        if not _is_one_way(between) or heads[0].tag != heads[1].tag:
+            continue  # of one number, so that articles and verbs still agree
+        if (left.core > left.start) != (right.core > right.start):
+            continue  # "playing tennis on the street"
+        if "of" in (_word_at(tokens, left.start - 1), _word_at(tokens, right.end)):
+            continue  # "a cup of coffee on a table"
+        spans.append(((left.core, left.end), (right.core, right.end)))
+    return spans
+
+
+def _word_at(tokens: Sequence[Token], place: int) -> str:
+    return tokens[place].word if 0 <= place < len(tokens) else ""
+
+
+def _is_one_way(between: Sequence[Token]) -> bool:
+    if not between or len(between) > 5 or any(token.word in ("and", ",") for token in between):
+        return False
+    last = between[-1]
+    phrase = " ".join(token.word for token in between[-3:])
+    one_way = last.word in _words("one way") or phrase in ("on top of", "in front of")
+    return one_way or (last.is_verb and last.lemma in _words("one way verb"))
+
+
+def _lemmas(tokens: Sequence[Token], span: Span) -> set[str]:
+    return {token.lemma for token in tokens[span[0] : span[1]]}

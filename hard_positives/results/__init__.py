@@ -1,0 +1,1 @@
+"""Logits become numbers, tables, pages and comparisons."""

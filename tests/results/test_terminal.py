@@ -1,0 +1,282 @@
+"""What the commands print: in a terminal, in a pipe, for machines; and how they end."""
+
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import ROOT
+from datasets import Features, Image, Value
+from test_report import KINDS, make_result, world  # noqa: F401
+from typer.testing import CliRunner
+
+from hard_positives import EvaluationResult, compare
+from hard_positives.cli import app
+from hard_positives.suite.rows import CAPTION_COLUMNS
+
+COMMAND = [sys.executable, "-m", "hard_positives"]
+
+
+@pytest.fixture(scope="module")
+def folders(world, tmp_path_factory) -> list[str]:  # noqa: F811
+    folder, rows = world
+    results = [
+        make_result(rows, name, ahead=ahead, edit_cost=cost, dataset_id=str(folder), seed=seed)
+        for seed, (name, (ahead, cost)) in enumerate(KINDS.items())
+    ]
+    root = tmp_path_factory.mktemp("results")
+    return [str(result.save(root / result.signature["model"]["id"])) for result in results]
+
+
+def run(*arguments: str) -> "CliRunner.Result":
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
+
+
+def run_in_terminal(*arguments: str, **environment: str) -> tuple[str, int]:
+    """Run the command with a real terminal for its input and outputs."""
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", **environment}
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=env
+    )
+    os.close(theirs)
+    printed = b""
+    try:
+        while part := os.read(ours, 65536):
+            printed += part
+    except OSError:  # how Linux tells that the other side has closed
+        pass
+    os.close(ours)
+    return printed.decode(), process.wait()
+
+
+def test_report_writes_a_page_and_says_where(folders, tmp_path):
+    result = run("report", *folders, "--output", str(tmp_path / "new" / "page"))
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"Wrote {tmp_path}/new/page/index.html and report.md beside it.\n"
+    assert {path.name for path in (tmp_path / "new" / "page").iterdir()} == {
+        "index.html",
+        "report.md",
+    }
+
+
+def test_report_is_silent_when_asked(folders, tmp_path):
+    result = run("report", folders[0], "--output", str(tmp_path), "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_evaluate_prints_its_table_and_nothing_else_when_asked(tiny_clip, world, tmp_path):  # noqa: F811
+    arguments = [*COMMAND, "evaluate", str(tiny_clip), "--dataset", str(world[0]), "--quiet"]
+    environment = {**os.environ, "HARD_POSITIVES_CACHE": str(tmp_path), "HF_HOME": str(tmp_path)}
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "REPLACE macro" in done.stdout
+
+
+def test_report_warns_in_one_sentence_where_it_finds_no_pictures(folders, tmp_path):
+    result = EvaluationResult.load(folders[0])
+    result.signature["dataset"]["id"] = None
+    shown = run("report", str(result.save(tmp_path / "result")), "--output", str(tmp_path / "page"))
+    assert shown.exit_code == 0
+    assert shown.stderr.startswith("Warning: The report lacks pictures: the results do not name")
+    assert shown.stderr.count("\n") == 1
+
+
+def test_compare_prints_a_table_that_lines_up(folders):
+    result = run("compare", *folders[:2])
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = [line for line in lines if re.match(r"   ?original ", line)]
+    assert len(rows) == 10  # two views of attribute, relation, two means, swap
+    assert len({line.index(" to ") for line in rows}) == 1
+    row = compare(*map(EvaluationResult.load, folders[:2]))[0]
+    assert f"{100 * row.first:.1f}" in rows[0] and f"{100 * row.difference:+.1f}" in rows[0]
+
+
+def test_compare_gives_machines_unrounded_fractions(folders):
+    result = run("compare", *folders[:2], "--json")
+    rows = compare(*map(EvaluationResult.load, folders[:2]))
+    assert [row["difference"] for row in json.loads(result.stdout)] == [r.difference for r in rows]
+
+
+def test_evaluate_gives_machines_all_of_the_result(tiny_clip, world, tmp_path):  # noqa: F811
+    arguments = ("evaluate", str(tiny_clip), "--dataset", str(world[0]), "--split", "swap")
+    result = run(*arguments, "--json", "--output", str(tmp_path))
+    saved = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    printed = json.loads(result.stdout)
+    assert printed == {"signature": saved["signature"], "metrics": saved["metrics"]}
+
+
+def test_a_pipe_gets_plain_text(folders):
+    done = subprocess.run([*COMMAND, "compare", *folders[:2]], capture_output=True, check=True)
+    assert b"\x1b" not in done.stdout + done.stderr
+    assert "REPLACE macro" in done.stdout.decode()
+
+
+def test_a_terminal_gets_styles_and_colours(folders):
+    printed, code = run_in_terminal("compare", *folders[:2], NO_COLOR="")
+    assert code == 0
+    assert "\x1b[1m" in printed
+    error, code = run_in_terminal("compare", folders[0], "nowhere")
+    assert code == 1
+    assert "\x1b[31m" in error
+
+
+COLOURS = re.compile(r"\x1b\[[0-9;]*?\b(3[0-8]|4[0-8]|9\d|10\d)(;[0-9;]*)?m")
+
+
+def test_no_color_leaves_colours_out(folders):
+    for arguments in (("compare", *folders[:2]), ("compare", folders[0], "nowhere"), ("--help",)):
+        printed, _ = run_in_terminal(*arguments, NO_COLOR="1")
+        assert len(printed) > 80
+        assert not COLOURS.search(printed), arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("compare", "nowhere", "nowhere"), 1),
+        (("report", "nowhere", "--output", "page"), 1),
+        (("report", "nowhere"), 2),
+        (("compare", "nowhere"), 2),
+        (("evaluate", "--no-such-option"), 2),
+        (("no-such-command",), 2),
+        (("--help",), 0),
+    ],
+)
+def test_exit_codes_are_those_that_the_help_documents(arguments, code):
+    result = run(*arguments)
+    assert result.exit_code == code
+    assert "Traceback" not in result.output
+    assert re.search(r"0 done; 1 .*; 2 .*; 130 interrupted", " ".join(run("--help").stdout.split()))
+
+
+RESUMES = "Interrupted. The same command resumes where it stopped.\n"
+AGAIN = "Interrupted. The same command starts it again.\n"
+# Runs in every Python that the command starts: signals at a moment that can be named.
+AT_A_MOMENT = """
+import os, signal, sys
+moment, who, target = os.environ["AT_A_MOMENT"].split(" ")
+main = os.getpid()
+def hook(event, arguments):
+    if event in ("import", "open") and str(arguments[0]).endswith(moment):
+        if (os.getpid() == main) == (who == "main") and not os.path.exists(os.environ["DONE"]):
+            os.close(os.open(os.environ["DONE"], os.O_CREAT))
+            if target == "group":
+                os.killpg(0, signal.SIGINT)
+            else:
+                os.kill(os.getppid(), getattr(signal, target))
+sys.addaudithook(hook)
+"""
+
+
+@pytest.fixture
+def at_a_moment(tmp_path, triples, tiny_clip):
+    """Runs `evaluate` on rows with image files, two of them decoded by processes of their own."""
+    folder = tmp_path / "dataset"
+    (folder / "data").mkdir(parents=True)
+    card = "---\nconfigs:\n- config_name: default\n  data_files: data/swap.parquet\n---\n"
+    (folder / "README.md").write_text(card)
+    columns = {name: triples[name][:4] for name in CAPTION_COLUMNS}
+    for place, picture in enumerate(triples["image"][:4]):
+        picture.save(folder / f"picture-{place}.png")
+    cells = [{"bytes": None, "path": f"picture-{place}.png"} for place in range(4)]
+    schema = Features({"image": Image(), **{name: Value("string") for name in columns}})
+    rows = pa.table({"image": cells, **columns}, schema=schema.arrow_schema)
+    pq.write_table(rows, folder / "data" / "swap.parquet")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(AT_A_MOMENT)
+
+    def run_it(moment: str, *more: str) -> tuple[int, str, bool]:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(ROOT)]),
+            "HARD_POSITIVES_CACHE": str(tmp_path / "cache"),
+            "AT_A_MOMENT": moment,
+            "DONE": str(tmp_path / "done"),
+        }
+        command = [*COMMAND, "evaluate", str(tiny_clip), "--dataset", str(folder), "--quiet", *more]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, start_new_session=True
+        )  # returns when all that hold its outputs have ended, workers too
+        return done.returncode, done.stderr, (tmp_path / "done").exists()
+
+    return run_it
+
+
+@pytest.mark.parametrize(
+    ("moment", "sentence"),
+    [
+        ("typer main group", AGAIN),
+        ("datasets main group", RESUMES),
+        ("picture-0.png worker group", RESUMES),
+    ],
+)
+def test_an_interrupt_ends_with_130_and_one_sentence_wherever_it_comes(
+    at_a_moment, moment, sentence
+):
+    code, error, reached = at_a_moment(moment, "--workers", "2")
+    assert (code, error, reached) == (130, sentence, True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a parent's end")
+def test_workers_end_in_silence_with_a_command_that_is_killed(at_a_moment):
+    code, error, reached = at_a_moment("picture-0.png worker SIGKILL", "--workers", "2")
+    assert (code, error, reached) == (-signal.SIGKILL, "", True)
+
+
+def test_control_characters_of_data_do_not_reach_the_terminal(tmp_path, tiny_clip, triples):
+    (tmp_path / "data").mkdir()
+    rows = triples.select(range(2)).remove_columns("id")
+    title = "\x1b]0;owned\x07 \x9b31m \u202e"
+    rows.add_column("id", [title, title]).to_parquet(tmp_path / "data" / "train.parquet")
+    printed, code = run_in_terminal("evaluate", str(tiny_clip), "--dataset", str(tmp_path), "-q")
+    assert code == 1
+    assert "owned" in printed and "\x1b]" not in printed
+    assert not set(printed) & set("\x07\x9b\u202e")
+
+
+def test_an_interrupt_ends_with_130_and_no_traceback(folders, tmp_path):
+    folder = tmp_path / "result"
+    shutil.copytree(folders[0], folder)
+    (folder / "scores.parquet").unlink()
+    os.mkfifo(folder / "scores.parquet")
+    command = [*COMMAND, "compare", str(folder), str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with open(folder / "scores.parquet", "wb"):  # opens when the command waits for its content
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert (process.returncode, error.decode()) == (130, AGAIN)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_can_complete_commands_and_options(shell):
+    script = run_in_shell(shell)
+    assert "_HARD_POSITIVES_COMPLETE" in script
+
+
+def run_in_shell(shell: str) -> str:
+    env = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    done = subprocess.run(
+        ["hard-positives", "--show-completion", shell], capture_output=True, text=True, env=env
+    )
+    return done.stdout
+
+
+def test_completion_offers_the_commands():
+    env = {
+        **os.environ,
+        "_HARD_POSITIVES_COMPLETE": "complete_bash",
+        "COMP_WORDS": "hard-positives comp",
+        "COMP_CWORD": "1",
+    }
+    done = subprocess.run(["hard-positives"], capture_output=True, text=True, env=env)
+    assert done.stdout.split() == ["compare"]
