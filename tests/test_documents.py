@@ -59,14 +59,13 @@ def test_links_into_the_repository_lead_somewhere(document):
 
 def test_the_file_map_of_the_readme_is_the_file_list():
     mapped, folders = set(), []
-    for indent, name in re.findall(r"^( *)(\S+\.py|\S+/)  +\S", blocks("README.md", "text")[0], re.M):
+    shown = blocks("README.md", "text")[0]
+    for indent, name in re.findall(r"^( *)(\S+\.py|\S+/)  +\S", shown, re.MULTILINE):
         folders = folders[: len(indent) // 4]
         if name.endswith(".py"):
             mapped.add("".join(folders) + name)
         else:
             folders.append(name)
-    found = {
-        str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")
-    }
+    found = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
     hidden = {"__init__.py", "__main__.py", "train.py"}
-    assert mapped == {path for path in found if Path(path).name not in hidden}
+    assert mapped == {str(path.relative_to(ROOT)) for path in found if path.name not in hidden}
