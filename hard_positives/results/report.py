@@ -578,7 +578,7 @@ def _render_markdown(content: dict[str, Any]) -> str:
 
 def _template(name: str, autoescape: bool) -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hard_positives", "report_page"),
+        loader=jinja2.PackageLoader("hard_positives", "results/page"),
         autoescape=autoescape,
         undefined=jinja2.StrictUndefined,
         finalize=_shown,
