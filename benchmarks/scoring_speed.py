@@ -103,7 +103,7 @@ def measure(options: argparse.Namespace) -> dict:
     """Time one way; what it encoded is counted where the towers are called, not told by the way."""
     from datasets import load_dataset
 
-    from hard_positives.scoring.score import load_model
+    from hard_positives.models.loading import load_model
 
     rows = load_dataset(options.dataset, split=options.split)
     if options.rows:
@@ -248,9 +248,9 @@ def run_floor(encoder, rows) -> float:
     """Time what the arithmetic takes at least: ready tensors, no padding, the best batch size."""
     import torch
 
-    from hard_positives.suite.rows import index_rows
+    from hard_positives.suite.comparisons import read_comparisons
 
-    index = index_rows(rows)
+    index = read_comparisons(rows)
     by_length: dict[int, list[list[int]]] = {}
     for ids in encoder.processor.tokenizer(index.captions)["input_ids"]:
         by_length.setdefault(len(ids), []).append(ids)
@@ -271,7 +271,7 @@ def run_floor(encoder, rows) -> float:
     sizes = (16, 32, 64) if encoder.device.type == "cpu" else (64, 128, 256)
     images(sizes[0], sizes[0])  # warm up
     best = min(sizes, key=lambda size: clock(lambda: images(size, 128), encoder))
-    total = len(index.first_rows)
+    total = len(index.pictures)
     seconds = clock(lambda: images(best, total), encoder)
     return seconds + min(clock(lambda size=size: captions(size), encoder) for size in (128, 256))
 
@@ -280,12 +280,13 @@ def run_decode(encoder, rows) -> float:
     from torch.utils.data import DataLoader
 
     from hard_positives.scoring.machine import image_workers
-    from hard_positives.suite.rows import PreparedImages, index_rows
+    from hard_positives.suite.comparisons import read_comparisons
+    from hard_positives.suite.rows import PreparedImages
 
     on_cpu = encoder.device.type == "cpu"
 
     def loop() -> None:
-        files = PreparedImages(index_rows(rows), encoder.processor.image_processor)
+        files = PreparedImages(read_comparisons(rows), encoder.processor.image_processor)
         workers = image_workers(None, len(files), encoder.device.type)
         loader = DataLoader(
             files,

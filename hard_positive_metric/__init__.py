@@ -1,6 +1,7 @@
 """The hard-positive metric: formulas as plain functions, and their `evaluate` module."""
 
 from .hard_positive_metric import (
+    FIGURES,
     OUTCOMES,
     Estimate,
     HardPositiveMetric,
@@ -14,6 +15,7 @@ from .hard_positive_metric import (
 )
 
 __all__ = [
+    "FIGURES",
     "OUTCOMES",
     "Estimate",
     "HardPositiveMetric",

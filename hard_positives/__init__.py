@@ -14,6 +14,7 @@ import importlib
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Columns": "suite.comparisons",
     "score": "scoring.score",
     "evaluate": "results.evaluation",
     "EvaluationResult": "results.evaluation",
@@ -35,6 +36,7 @@ _HOMES = {
 }
 __all__ = [
     "RECIPES",
+    "Columns",
     "EvaluationResult",
     "LanguageModel",
     "Recipe",

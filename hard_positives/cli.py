@@ -50,6 +50,7 @@ Quiet = Annotated[
         "--quiet", "-q", help="Print the result and errors, and nothing else.", callback=_hush
     ),
 ]
+COLUMNS_PANEL = "Columns of the dataset (left out, the benchmark's own)"
 Json = Annotated[
     bool, typer.Option("--json", help="Print JSON for machines: fractions, nothing rounded.")
 ]
@@ -173,6 +174,66 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option(help="Folder for results.json and scores.parquet.")
     ] = None,
+    image: Annotated[
+        str, typer.Option(help="Column of the image.", rich_help_panel=COLUMNS_PANEL)
+    ] = "image",
+    caption: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of the caption that images are compared for, in the place of --image.",
+            rich_help_panel=COLUMNS_PANEL,
+        ),
+    ] = None,
+    positive: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column of what is true, the original first; repeat for more.",
+            rich_help_panel=COLUMNS_PANEL,
+        ),
+    ] = None,
+    negative: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column of what is false; repeat for more.", rich_help_panel=COLUMNS_PANEL
+        ),
+    ] = None,
+    candidates: Annotated[
+        str | None,
+        typer.Option(help="Column of lists, with --label.", rich_help_panel=COLUMNS_PANEL),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of the true candidate: its place from 0, or itself.",
+            rich_help_panel=COLUMNS_PANEL,
+        ),
+    ] = None,
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="IMAGE:CAPTION",
+            help="Columns of an image and its caption; give two pairs or more.",
+            rich_help_panel=COLUMNS_PANEL,
+        ),
+    ] = None,
+    category: Annotated[
+        str | None,
+        typer.Option(help="Column to report by.", rich_help_panel=COLUMNS_PANEL),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of what is not independent, such as the photograph.",
+            rich_help_panel=COLUMNS_PANEL,
+        ),
+    ] = None,
+    crop: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of the box to cut out: left, top, width, height.",
+            rich_help_panel=COLUMNS_PANEL,
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -181,16 +242,29 @@ def evaluate(
 
     import rich
 
+    from hard_positives import Columns, render_table
     from hard_positives import evaluate as evaluate_model
-    from hard_positives import render_table
     from hard_positives.results.files import prepare_folder
     from hard_positives.scoring.machine import is_main_process
 
+    columns = Columns(
+        image=image,
+        caption=caption,
+        positives=positive or (),
+        negatives=negative or (),
+        candidates=candidates,
+        label=label,
+        pairs=[tuple(one.split(":")) for one in pair or ()],
+        category=category,
+        cluster=cluster,
+        crop=crop,
+    )
     if output is not None:
         prepare_folder(output, dataset)  # before hours of work, not after
     result = evaluate_model(
         model,
         dataset,
+        columns=columns,
         splits=split,
         revision=revision,
         dataset_revision=dataset_revision,

@@ -12,6 +12,7 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
@@ -86,3 +87,19 @@ def triples() -> Dataset:
         {name: Image() if name == "image" else Value("string") for name in records[0]}
     )
     return Dataset.from_list(records, features=features)
+
+
+def as_scores(columns: dict) -> dict:
+    """Columns of triples, as a dataset has them, as those of an `EvaluationResult`."""
+    columns = dict(columns)
+    captions = [columns.pop(name) for name in ("caption", "hard_positive", "hard_negative")]
+    digests, number = columns.pop("image_sha256"), len(captions[0])
+    return {
+        **{name: values for name, values in columns.items() if name != "image_id"},
+        "cluster": columns["image_id"],
+        "direction": ["image_to_text"] * number,
+        "set": pa.nulls(number, pa.string()),
+        "images": [[digest] for digest in digests],
+        "captions": [list(texts) for texts in zip(*captions, strict=True)],
+        "labels": [[True, True, False]] * number,
+    }

@@ -28,7 +28,7 @@ from transformers import CLIPModel, SiglipConfig, SiglipModel
 import hard_positives_dataset
 from attacks.trials import Attack, Attempt, Outcome, Trial, refused, right, wrong
 from hard_positives import score
-from hard_positives.scoring.score import load_model
+from hard_positives.models.loading import load_model
 
 NUM_ROWS = 120
 

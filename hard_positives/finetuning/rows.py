@@ -17,7 +17,8 @@ from transformers import ProcessorMixin
 
 from hard_positives.finetuning.recipes import Recipe
 from hard_positives.scoring.score import NAMED
-from hard_positives.suite.rows import CAPTION_COLUMNS, check_columns, decode_image, index_rows
+from hard_positives.suite.comparisons import CAPTION_COLUMNS, Columns, check_columns
+from hard_positives.suite.rows import decode_image, picture_digests
 
 
 def check_training_rows(splits: dict[str, Dataset]) -> Dataset:
@@ -40,7 +41,7 @@ def check_training_rows(splits: dict[str, Dataset]) -> Dataset:
             f"Expected data to have one split, got {list(splits)}. Choose one with split."
         )
     [rows] = splits.values()
-    check_columns(rows)
+    check_columns(rows, Columns())
     for name in CAPTION_COLUMNS:
         if rows.features[name].dtype not in ("string", "large_string"):
             raise TypeError(
@@ -148,14 +149,15 @@ def identify_content(rows: Dataset) -> tuple[np.ndarray, list[str]]:
         the image or the text are, texts of all columns counted together; -1 where a row has none.
         And the SHA-256 of each row's image.
     """
-    index = index_rows(rows, ["caption"])
+    images = rows.select_columns(["image"]).cast_column("image", Image(decode=False))
+    digests = list(picture_digests(images))
     texts: dict[str, int] = {}
-    columns = [index.image_of_row]
+    columns = [np.unique(digests, return_inverse=True)[1]]
     for name in CAPTION_COLUMNS:
         column = rows.with_format("arrow")[name].to_pylist()
         numbers = [-1 if text is None else texts.setdefault(text, len(texts)) for text in column]
         columns.append(np.array(numbers))
-    return np.stack(columns, axis=1), [index.image_digests[at] for at in index.image_of_row]
+    return np.stack(columns, axis=1), digests
 
 
 def _share_of(present: np.ndarray, share: float, seed: list[int]) -> np.ndarray:

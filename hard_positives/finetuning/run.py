@@ -46,10 +46,11 @@ from hard_positives.finetuning.rows import (
 )
 from hard_positives.finetuning.trainer import ContrastiveTrainer, TrainingGuard
 from hard_positives.models.encoders import ImageTextModel
+from hard_positives.models.loading import EMBEDDED_MODEL, damage_as_value_error, load_model
 from hard_positives.names import public_name
 from hard_positives.scoring.machine import is_main_process, processes
-from hard_positives.scoring.score import EMBEDDED_MODEL, damage_as_value_error, load_model
-from hard_positives.suite.rows import RowIndex, about_rows, check_columns, index_rows
+from hard_positives.suite.comparisons import Comparisons, read_comparisons
+from hard_positives.suite.rows import about_rows
 from hard_positives.suite.sources import Source, check_content, load_source
 from hard_positives_dataset.folders import (
     full_disk,
@@ -177,6 +178,20 @@ def finetune(
 def _train(trainer: ContrastiveTrainer, processor: ProcessorMixin, output: Path) -> None:
     """Train from the last whole checkpoint to the end, and leave the model and its card."""
     record = read_record(output)
+    if "history" not in record:  # else only the last steps are left to do
+        record = _trained(trainer, processor, record, output)
+    if is_main_process():
+        # The checkpoints before the card, which says that all is done: none is left in what is.
+        if (output / _CHECKPOINTS).exists():
+            shutil.rmtree(output / _CHECKPOINTS)
+        with write_whole(output / _CARD) as partial:
+            partial.write_text(_card(record), encoding="utf-8")
+    trainer.accelerator.wait_for_everyone()
+
+
+def _trained(
+    trainer: ContrastiveTrainer, processor: ProcessorMixin, record: dict[str, Any], output: Path
+) -> dict[str, Any]:
     if "before" not in record:
         record["before"] = trainer.evaluate() if trainer.eval_dataset else {}
     # Nearly always one number; several where a run was resumed with more or fewer processes.
@@ -189,6 +204,7 @@ def _train(trainer: ContrastiveTrainer, processor: ProcessorMixin, output: Path)
     if is_main_process():
         _leave(trainer, processor, record, output)
     trainer.accelerator.wait_for_everyone()
+    return record
 
 
 def _last_checkpoint(folder: Path) -> str | None:
@@ -202,7 +218,7 @@ def _last_checkpoint(folder: Path) -> str | None:
 def _leave(
     trainer: ContrastiveTrainer, processor: ProcessorMixin, record: dict[str, Any], output: Path
 ) -> None:
-    """Write all files aside, then put each in its place, the card last: it says that all are."""
+    """Write all files aside, then put each in its place, the record last: it says that all are."""
     aside = output / ".incomplete"
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -213,9 +229,6 @@ def _leave(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     _write_record(output, record)
-    with write_whole(output / _CARD) as partial:
-        partial.write_text(_card(record), encoding="utf-8")
-    shutil.rmtree(output / _CHECKPOINTS)
 
 
 @contextmanager
@@ -311,16 +324,15 @@ def _load_processor(model: str | Path, rows: Dataset) -> ProcessorMixin:
 
 def _index_held_out(
     held_out: str | Path | Dataset | DatasetDict | None,
-) -> tuple[dict[str, tuple[RowIndex, list[str]]], dict[str, str]]:
-    """Return an index and the categories, and the hash of the content, by split."""
+) -> tuple[dict[str, tuple[Comparisons, list[str]]], dict[str, str]]:
+    """Return comparisons and categories, and the hash of the content, by split."""
     benchmark, contents = {}, {}
     source = Source({}) if held_out is None else load_source(held_out)
     for split, rows in source.splits.items():
-        check_columns(rows)
-        index = index_rows(rows)
-        digests = [index.image_digests[at] for at in index.image_of_row]
+        comparisons = read_comparisons(rows)
+        digests = [comparisons.image_digests[place] for place in comparisons.anchors]
         contents[split] = check_content(split, rows, digests, source.content_sha256.get(split))
-        benchmark[split] = index, about_rows(rows, split, digests)["category"]
+        benchmark[split] = comparisons, about_rows(rows, split, digests)["category"]
     return benchmark, contents
 
 

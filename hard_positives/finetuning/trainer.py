@@ -23,7 +23,7 @@ from hard_positives.finetuning.recipes import Recipe
 from hard_positives.finetuning.rows import Collator
 from hard_positives.models.encoders import DualEncoder, Options
 from hard_positives.scoring.machine import processes
-from hard_positives.scoring.score import score_rows
+from hard_positives.scoring.score import score_comparisons
 from hard_positives.workers import end_with
 
 FIGURES = ("original_accuracy", "augmented_accuracy", "brittleness")
@@ -98,9 +98,10 @@ class ContrastiveTrainer(Trainer):
         """Score the model as it is on the held-out splits: fractions by split and figure."""
         encoder = DualEncoder(self.accelerator.unwrap_model(self.model), self.processor)
         metrics = {}
-        for split, (index, categories) in self.eval_dataset.items():
-            logits = score_rows(encoder, index, Options(cache=False, progress=False))
-            figures = compute_metrics(logits, groups=categories)["macro"]
+        for split, (comparisons, categories) in self.eval_dataset.items():
+            options = Options(cache=False, progress=False)
+            logits = score_comparisons(encoder, comparisons, options)
+            figures = compute_metrics(comparisons.listed(logits), groups=categories)["macro"]
             metrics |= {f"{metric_key_prefix}_{split}_{name}": figures[name] for name in FIGURES}
         self.log({**metrics})  # it adds to what it gets
         self.control = self.callback_handler.on_evaluate(

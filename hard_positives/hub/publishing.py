@@ -45,9 +45,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import hard_positive_metric
 from hard_positives.hub.cards import add_metadata, merge_results
+from hard_positives.models.loading import EMBEDDED_MODEL
 from hard_positives.names import printable, public_url
 from hard_positives.results.evaluation import EvaluationResult, facts_of
-from hard_positives.scoring.score import CAPTION_COLUMNS, EMBEDDED_MODEL
+from hard_positives.suite.comparisons import CAPTION_COLUMNS
 from hard_positives.suite.sources import EMBEDDED_DATASET
 from hard_positives_dataset.builder import LICENSE as VISUAL_GENOME_TERMS
 from hard_positives_dataset.images import open_image_bytes

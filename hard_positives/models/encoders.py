@@ -1,4 +1,4 @@
-"""Models: what each kind of image-text model needs in order to score the rows of an index.
+"""Models: what each kind of image-text model needs in order to score comparisons.
 
 * :class:`DualEncoder`, a tower for images and one for captions (CLIP and its kin): each distinct
   input is encoded once, kept on disk, and multiplied in float32.
@@ -6,7 +6,8 @@
   distinct pair is scored once; nothing can be shared between pairs.
 * :class:`CallableModel`, any function of images and captions, such as a few lines of open_clip.
 
-All have ``score(rows, options) -> logits``; ``scoring.load_model`` chooses among them.
+A model knows how to embed or to score, and no cache, processes or progress bars of a whole run
+(`scoring`). `loading.load_model` chooses among these kinds.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +23,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from hard_positives.models.identity import Identity, identify
 from hard_positives.models.preprocessing import choose_image_processor
-from hard_positives.scoring.encoding import encode
-from hard_positives.suite.rows import RowIndex, open_image
+from hard_positives.suite.comparisons import IMAGE_TO_TEXT, Comparisons
+from hard_positives.suite.rows import open_image
 
 # How a family wants its captions padded. "longest" where the padding behind a caption changes
 # nothing: causal attention that is read at the end token (the first four), or an attention mask.
@@ -55,9 +56,6 @@ class Options:
 
 class ImageTextModel(Protocol):
     """What all kinds of models have in common."""
-
-    def score(self, rows: RowIndex, options: Options) -> np.ndarray:
-        """Score every row; float32 (N, K)."""
 
     def describe(self) -> dict[str, Any]:
         """Return what the logits depend on, for a signature."""
@@ -95,11 +93,6 @@ class DualEncoder:
     def describe(self) -> dict[str, Any]:
         """Return model, processor, dtype, device and precision."""
         return self.identity.description
-
-    def score(self, rows: RowIndex, options: Options) -> np.ndarray:
-        """Encode the distinct inputs of `rows` that are not cached; float32 (N, K)."""
-        with _inference(self.model):
-            return self.match(rows, *encode(self, rows, options))
 
     def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
         """Turn captions into token ids, refusing what the model would misread in silence."""
@@ -143,20 +136,21 @@ class DualEncoder:
         return values.to(self.device, dtype, non_blocking=True)
 
     def match(
-        self, rows: RowIndex, image_embeds: torch.Tensor, text_embeds: torch.Tensor
+        self, comparisons: Comparisons, image_embeds: torch.Tensor, text_embeds: torch.Tensor
     ) -> np.ndarray:
-        """Look up every row's unit vectors and multiply them in float32; (N, K)."""
-        cosines = [
-            torch.einsum("nd,nkd->nk", image_embeds[of_image], text_embeds[of_captions])
-            for of_image, of_captions in zip(
-                torch.tensor(rows.image_of_row).split(4096),
-                torch.tensor(rows.captions_of_row).split(4096),
-                strict=True,
+        """Look up every candidate's unit vectors and multiply them in float32; (M,)."""
+        cosines = torch.empty(len(comparisons.candidates))
+        for direction, block, places in comparisons.blocks():
+            sides = image_embeds, text_embeds
+            anchors, candidates = sides if direction == IMAGE_TO_TEXT else sides[::-1]
+            cosines[torch.from_numpy(places)] = torch.einsum(
+                "nd,nkd->nk",
+                anchors[comparisons.anchors[block]],
+                candidates[comparisons.candidates[places]],
             )
-        ]
         bias = getattr(self.model, "logit_bias", None)
         bias = 0.0 if bias is None else bias.detach().float().cpu()
-        return (torch.cat(cosines) * self._logit_scale() + bias).numpy()
+        return (cosines * self._logit_scale() + bias).numpy()
 
     def _logit_scale(self) -> torch.Tensor:
         if hasattr(self.model, "temperature"):  # ALIGN
@@ -182,27 +176,22 @@ class PairModel:
         """Return model, processor, dtype, device and precision."""
         return identify(self.model, self.processor, "transformers").description
 
-    def score(self, rows: RowIndex, options: Options) -> np.ndarray:
-        """Score each distinct pair of an image and a caption once; float32 (N, K)."""
-        of_image = np.broadcast_to(rows.image_of_row[:, None], rows.captions_of_row.shape)
-        pairs, of_pair = np.unique(
-            np.stack([of_image, rows.captions_of_row], axis=-1).reshape(-1, 2),
-            axis=0,
-            return_inverse=True,
-        )
+    def score(self, comparisons: Comparisons, options: Options) -> np.ndarray:
+        """Score each distinct pair of an image and a caption once; float32 (M,)."""
+        pairs, of_pair = np.unique(comparisons.pairs, axis=0, return_inverse=True)
         size = options.batch_size or (16 if self.model.device.type == "cpu" else 128)
         logits = []
         hidden = None if options.progress else True
-        with _inference(self.model), tqdm(total=len(pairs), unit=" pairs", disable=hidden) as bar:
+        with inference(self.model), tqdm(total=len(pairs), unit=" pairs", disable=hidden) as bar:
             for batch in np.array_split(pairs, range(size, len(pairs), size)):
-                logits.append(self._match(rows, batch))
+                logits.append(self._match(comparisons, batch))
                 bar.update(len(batch))
-        return torch.cat(logits).numpy()[of_pair].reshape(rows.captions_of_row.shape)
+        return torch.cat(logits).numpy()[of_pair.reshape(-1)]
 
-    def _match(self, rows: RowIndex, pairs: np.ndarray) -> torch.Tensor:
+    def _match(self, comparisons: Comparisons, pairs: np.ndarray) -> torch.Tensor:
         inputs = self.processor(
-            images=[open_image(rows, place) for place in pairs[:, 0]],
-            text=[rows.captions[place] for place in pairs[:, 1]],
+            images=[open_image(comparisons, place) for place in pairs[:, 0]],
+            text=[comparisons.captions[place] for place in pairs[:, 1]],
             padding=True,
             return_tensors="pt",
         )
@@ -220,8 +209,8 @@ def _first_scores(outputs: Any) -> torch.Tensor:
 class CallableModel:
     """Any function ``(images, captions) -> logits``.
 
-    It gets B distinct PIL images (RGB) and C distinct captions, all that the rows of these images
-    name, and returns (B, C) logits: an array, a tensor or nested lists.
+    It gets B distinct PIL images (RGB) and C distinct captions, all that these
+    images are compared with, and returns (B, C) logits: an array, a tensor or nested lists.
     """
 
     function: Callable[[list, list[str]], Any]
@@ -231,27 +220,29 @@ class CallableModel:
         name = getattr(self.function, "__qualname__", type(self.function).__name__)
         return {"model": {"id": name, "revision": None, "architecture": "callable"}}
 
-    def score(self, rows: RowIndex, options: Options) -> np.ndarray:
-        """Call the function for a batch of distinct images at a time; float32 (N, K)."""
-        size = options.batch_size or 32
-        logits = np.empty(rows.captions_of_row.shape, np.float32)
-        order = np.argsort(rows.image_of_row, kind="stable")
+    def score(self, comparisons: Comparisons, options: Options) -> np.ndarray:
+        """Call the function for a batch of distinct images at a time; float32 (M,)."""
+        pairs, size = comparisons.pairs, options.batch_size or 32
+        logits = np.empty(len(pairs), np.float32)
+        order = np.argsort(pairs[:, 0], kind="stable")
         first_of_batch = np.searchsorted(
-            rows.image_of_row[order], np.arange(size, len(rows.first_rows), size)
+            pairs[order, 0], np.arange(size, len(comparisons.pictures), size)
         )
         hidden = None if options.progress else True
-        with tqdm(total=len(rows), unit=" rows", disable=hidden) as bar:
+        with tqdm(total=len(pairs), unit=" pairs", disable=hidden) as bar:
             for batch in np.split(order, first_of_batch):
-                logits[batch] = self._score_batch(rows, batch)
+                logits[batch] = self._score_batch(comparisons, *pairs[batch].T)
                 bar.update(len(batch))
         return logits
 
-    def _score_batch(self, rows: RowIndex, batch: np.ndarray) -> np.ndarray:
-        images, of_image = np.unique(rows.image_of_row[batch], return_inverse=True)
-        captions, of_caption = np.unique(rows.captions_of_row[batch], return_inverse=True)
+    def _score_batch(
+        self, comparisons: Comparisons, of_image: np.ndarray, of_caption: np.ndarray
+    ) -> np.ndarray:
+        images, rows = np.unique(of_image, return_inverse=True)
+        captions, columns = np.unique(of_caption, return_inverse=True)
         matrix = self.function(
-            [open_image(rows, place) for place in images],
-            [rows.captions[place] for place in captions],
+            [open_image(comparisons, place) for place in images],
+            [comparisons.captions[place] for place in captions],
         )
         if isinstance(matrix, torch.Tensor):
             matrix = matrix.detach().float().cpu()
@@ -259,13 +250,13 @@ class CallableModel:
         if matrix.shape != (len(images), len(captions)):
             raise ValueError(
                 f"Expected the callable to return logits of shape {len(images), len(captions)} "
-                f"(images, captions), got {matrix.shape}. Return one row an image."
+                f"(images, captions), got {matrix.shape}. Return one row per image."
             )
-        return matrix[of_image[:, None], of_caption.reshape(len(batch), -1)]
+        return matrix[rows, columns]
 
 
 @contextmanager
-def _inference(model: PreTrainedModel) -> Iterator[None]:
+def inference(model: PreTrainedModel) -> Iterator[None]:
     """Run a model for its outputs alone, in its own type; every module keeps the mode it was in."""
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from hard_positive_metric import RowOutcomes, paired_difference, row_outcomes
-from hard_positives.results.evaluation import VIEWS, EvaluationResult
+from hard_positives.results.evaluation import EvaluationResult, num_positives, values_of
 
 # Figure -> the field of RowOutcomes whose mean it is, and whether more of it is better.
 FIGURES = {
@@ -33,8 +33,9 @@ class PairedDifference:
         view: ``"as_published"`` (all rows) or ``"clean"`` (rows without flaws).
         split: The split of the rows.
         group: A category; or ``"macro"``, the unweighted mean over the split's categories; or
-            ``"micro"``, all rows of the split.
-        figure: ``original_accuracy``, ``augmented_accuracy``, ``brittleness`` or ``drop``.
+            ``"micro"``, all rows of the split; or a direction, where it has both.
+        figure: ``original_accuracy``, ``augmented_accuracy``, ``brittleness`` or ``drop``; the
+            last three only where rows have hard positives.
         num_examples: How many rows.
         num_clusters: How many distinct images they show.
         first: The figure of the first model, in [0, 1].
@@ -92,15 +93,11 @@ def compare(first: EvaluationResult, second: EvaluationResult) -> list[PairedDif
         0.0421
     """
     check_same_rows([first, second])
-    splits = np.array(first.scores["split"].to_pylist())
-    flawed = np.array([bool(flaws) for flaws in first.scores["flaws"].to_pylist()])
-    differences = []
-    for view, in_view in zip(VIEWS, (np.ones_like(flawed), ~flawed), strict=True):
-        for split in dict.fromkeys(splits.tolist()):
-            rows = in_view & (splits == split)
-            if rows.any():
-                differences += _compare_rows(first, second, rows, view, split)
-    return differences
+    return [
+        difference
+        for view, split, rows in first.parts()
+        for difference in _compare_rows(first, second, rows, view, split)
+    ]
 
 
 def check_same_rows(results: Sequence[EvaluationResult]) -> None:
@@ -124,7 +121,7 @@ def _differences_of_rows(first: EvaluationResult, second: EvaluationResult) -> I
         here, there = (size.get(split, 0) for size in sizes)
         if here != there:
             yield f"split {split!r} with {here:,} rows in the first and {there:,} in the second"
-    for column in ("split", "id", "category", "image_id", "flaws"):
+    for column in ("split", "id", "category", "cluster", "flaws", "direction", "set"):
         values = [result.scores[column].to_pylist() for result in (first, second)]
         odd = [row for row, (a, b) in enumerate(zip(*values, strict=True)) if a != b]
         if odd:
@@ -152,22 +149,31 @@ def _compare_rows(
     first: EvaluationResult, second: EvaluationResult, rows: np.ndarray, view: str, split: str
 ) -> Iterator[PairedDifference]:
     """All differences of the rows of one split and view."""
-    table = first.scores.filter(pa.array(rows))
-    labels = list(dict.fromkeys(table["category"].to_pylist()))
-    categories = np.array([labels.index(label) for label in table["category"].to_pylist()])
-    clusters = np.unique(table["image_id"].to_pylist(), return_inverse=True)[1]
-    outcomes = [row_outcomes(result.logits[rows]) for result in (first, second)]
+    tables = [result.scores.filter(pa.array(rows)) for result in (first, second)]
+    labels, categories = _coded(tables[0]["category"])
+    directions, of_direction = _coded(tables[0]["direction"])
+    clusters = _coded(tables[0]["cluster"])[1]
+    references = values_of(tables[0], "labels")
+    outcomes = [row_outcomes(values_of(table, "logits"), references) for table in tables]
 
-    together = np.zeros_like(categories)
+    together, every_row = np.zeros_like(categories), np.ones(len(categories), bool)
     parts = [(label, categories == place, together) for place, label in enumerate(labels)]
     if len(labels) > 1:
-        every_row = np.ones_like(rows[rows])
         parts += [("macro", every_row, categories), ("micro", every_row, together)]
+    if len(directions) > 1:
+        parts += [(name, of_direction == at, together) for at, name in enumerate(directions)]
+    has_hard_positives = num_positives(tables[0]) > 1
     for group, member, weights in parts:
         taken = [outcome.take(member) for outcome in outcomes]
-        for figure in FIGURES:
+        for figure in FIGURES if has_hard_positives[member].any() else ["original_accuracy"]:
             estimate = _paired_estimate(*taken, figure, weights[member], clusters[member])
             yield PairedDifference(view, split, group, figure, **estimate)
+
+
+def _coded(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
+    """List the values in order of appearance, and each row's place among them."""
+    encoded = column.combine_chunks().dictionary_encode()
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
 
 
 def _paired_estimate(

@@ -1,13 +1,14 @@
 """A model and a dataset in, an EvaluationResult out: logits, metrics, and how they came about.
 
-    dataset --score--> logits --compute_metrics--> numbers, beside the signature that repeats them
+    dataset --comparisons, score--> logits --compute_metrics--> numbers, beside the signature that
+    repeats them
 
-Nothing here prints; ``report`` renders a result.
+Nothing here prints; `report` renders a result.
 """
 
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -15,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, concatenate_datasets
+from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, ProcessorMixin
 
 from hard_positive_metric import compute_metrics
 from hard_positives.models.encoders import ImageTextModel, Options
+from hard_positives.models.loading import load_model
 from hard_positives.names import public_name
 from hard_positives.results.files import (
     SCORES_SCHEMA,
@@ -27,14 +29,9 @@ from hard_positives.results.files import (
     read_result,
     write_result,
 )
-from hard_positives.scoring.score import load_model, score_rows
-from hard_positives.suite.rows import (
-    CAPTION_COLUMNS,
-    RowIndex,
-    about_rows,
-    check_columns,
-    index_rows,
-)
+from hard_positives.scoring.score import score_comparisons
+from hard_positives.suite.comparisons import DIRECTIONS, Columns, Comparisons, read_comparisons
+from hard_positives.suite.rows import about_rows
 from hard_positives.suite.sources import Source, check_content, load_source
 from hard_positives_dataset.content import ContentHash
 
@@ -45,51 +42,66 @@ PACKAGES = ("hard-positives", "datasets", "numpy", "pillow", "tokenizers", "torc
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Every row's logits and the signature of the run; all numbers are recomputed from these.
+    """Every comparison's logits and the signature of the run; all numbers follow from these.
 
     Attributes:
-        scores: One row for each row of the dataset, in its order: ``id``, ``split``, ``category``,
-            ``substitution``, ``image_id``, ``flaws``; what was scored, ``caption``,
-            ``hard_positive``, ``hard_negative`` and ``image_sha256`` (of the image's bytes, in
-            hexadecimal); and ``logits`` (float32, one for each of the three captions).
+        scores: One row for each comparison, in the order of the dataset: `id`, `split`, `category`,
+            `substitution`, `cluster`, `flaws`; `direction` (`image_to_text` or `text_to_image`) and
+            `set` (comparisons that belong together, or null); what was scored: `images` (the
+            SHA-256 of each, in hexadecimal: the anchor, or the candidates), `captions` (likewise);
+            and of each candidate `labels` (whether it is true) and `logits` (float32).
         signature: What the numbers depend on: model, processor, dtype, dataset, rows, versions.
     """
 
     scores: pa.Table
     signature: dict[str, Any]
 
-    @cached_property
-    def logits(self) -> np.ndarray:
-        """float32 (N, 3)."""
-        return np.stack(self.scores["logits"].to_numpy()) if len(self.scores) else np.empty((0, 3))
+    @property
+    def logits(self) -> np.ndarray | pa.ListArray:
+        """float32 (N, K); an Arrow array of lists where the numbers of candidates differ."""
+        return values_of(self.scores, "logits")
+
+    def parts(self) -> Iterator[tuple[str, str, np.ndarray]]:
+        """Yield view, split, and which rows of `scores` it has, for each that has any."""
+        splits = np.array(self.scores["split"].to_pylist())
+        flawed = np.array([bool(flaws) for flaws in self.scores["flaws"].to_pylist()])
+        for view, rows in zip(VIEWS, (np.ones_like(flawed), ~flawed), strict=True):
+            for split in dict.fromkeys(splits.tolist()):
+                if (rows & (splits == split)).any():
+                    yield view, split, rows & (splits == split)
 
     @cached_property
     def metrics(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Figures by view and split, as ``hard_positive_metric.compute_metrics`` gives them.
+        """Figures by view and split, as `hard_positive_metric.compute_metrics` gives them.
 
-        ``metrics["clean"]["replace"]["groups"]["attribute"]["augmented_accuracy"]`` is a fraction
-        of the attribute rows without flaws; ``["macro"]`` is the mean over categories. A view of a
-        split that has no row is left out.
+        `metrics["clean"]["replace"]["groups"]["attribute"]["augmented_accuracy"]` is a fraction of
+        the attribute rows without flaws; `["macro"]` is the mean over categories. Where a split
+        compares in both directions, `["directions"]` has the figures of each. A view of a split
+        that has no row is left out.
         """
-        splits = np.array(self.scores["split"].to_pylist())
-        flawed = np.array([bool(flaws) for flaws in self.scores["flaws"].to_pylist()])
-        views = {"as_published": np.ones_like(flawed), "clean": ~flawed}
-        return {
-            view: {
-                split: self._metrics_of(rows & (splits == split))
-                for split in dict.fromkeys(splits.tolist())
-                if (rows & (splits == split)).any()
-            }
-            for view, rows in views.items()
-        }
+        metrics: dict[str, dict[str, dict[str, Any]]] = {view: {} for view in VIEWS}
+        for view, split, rows in self.parts():
+            metrics[view][split] = _metrics_of(self.scores.filter(pa.array(rows)))
+        return metrics
 
-    def _metrics_of(self, rows: np.ndarray) -> dict[str, Any]:
-        table = self.scores.filter(pa.array(rows))
-        return compute_metrics(
-            self.logits[rows],
-            groups=table["category"].to_pylist(),
-            clusters=table["image_id"].to_pylist(),
-        )
+    @property
+    def signature_line(self) -> str:
+        """The signature in one line, to paste beside a number."""
+        signature = self.signature
+        model, dataset = signature["model"], signature["dataset"]
+        processor = signature.get("processor") or {}
+        parts = {
+            "model": _at(model["id"], model.get("revision")),
+            "weights": (model.get("weights_sha256") or "")[:8],
+            "images": processor.get("preprocessing"),
+            "dtype": signature.get("dtype"),
+            "device": signature.get("device"),
+            "data": _at(dataset["id"], dataset.get("revision")),
+            "rows": dataset["content_sha256"][:8],
+            "ties": "wrong",
+            "version": signature.get("versions", {}).get("hard-positives"),
+        }
+        return "|".join(f"{name}:{value}" for name, value in parts.items() if value)
 
     def save(self, output_dir: str | Path) -> Path:
         """Write ``results.json`` and ``scores.parquet`` in the place of an earlier result.
@@ -123,6 +135,7 @@ def evaluate(
     model: str | Path | PreTrainedModel | Callable,
     dataset: str | Path | Dataset | DatasetDict,
     *,
+    columns: Columns | None = None,
     splits: Sequence[str] | None = None,
     processor: ProcessorMixin | None = None,
     revision: str | None = None,
@@ -135,17 +148,18 @@ def evaluate(
     cache: bool = True,
     progress: bool = True,
 ) -> EvaluationResult:
-    """Score a model on a dataset of triples and keep all that the numbers depend on.
+    """Score a model on a dataset and keep all that the numbers depend on.
 
     Args:
         model: As for :func:`hard_positives.score`, like all arguments not named here.
         dataset: What ``datasets.load_dataset`` takes (a folder from ``hard-positives build``, a Hub
-            id), or what it returns, or ``"shapes"`` (the bundled world). Needed are ``image``,
-            ``caption``, ``hard_positive`` and ``hard_negative``. Without ``id``, rows are numbered;
-            without ``category``, a split is one; without ``image_id``, rows of the same picture
-            count as dependent; without ``flaws``, none has any. Numbers in these become text, class
-            labels their names. Images may be files that the rows name: inside the folder, for a
-            folder; any regular files, for a ``Dataset`` that you made.
+            id), or what it returns, or ``"shapes"`` (the bundled world). Without ``id``, rows are
+            numbered; without ``category``, a split is one; without ``image_id``, rows of the same
+            picture count as dependent; without ``flaws``, none has any. Numbers in these become
+            text, class labels their names. Images may be files that the rows name: inside the
+            folder, for a folder; any regular files, for a ``Dataset`` that you made.
+        columns: What the columns of the dataset are; left out, those of the benchmark: ``image``,
+            ``caption``, ``hard_positive`` and ``hard_negative``.
         splits: Which splits, in the order of the report; all if left out.
         dataset_revision: Branch, tag or commit of ``dataset`` where that is a Hub id, as
             ``revision`` is of the model. The signature holds the commits that these stood for.
@@ -166,14 +180,10 @@ def evaluate(
     """
     options = Options(batch_size, num_workers, cache, progress)
     source = load_source(dataset, splits, dataset_revision)
+    columns = columns or Columns()
     # What is wrong with the rows shows before a model is loaded.
-    for rows in source.splits.values():
-        check_columns(rows)
-    columns = ["image", *CAPTION_COLUMNS]
-    index = index_rows(
-        concatenate_datasets([rows.select_columns(columns) for rows in source.splits.values()])
-    )
-    described = _described_rows(source, index)
+    comparisons = read_comparisons(source.splits, columns)
+    described = _described_rows(source, columns, comparisons)
     scorer = load_model(
         model,
         processor=processor,
@@ -182,35 +192,106 @@ def evaluate(
         dtype=dtype,
         preprocessing=preprocessing,
     )
-    logits = score_rows(scorer, index, options)
-    scores = described.append_column(SCORES_SCHEMA.field("logits"), [list(logits)])
-    signature = _signature(model, dataset, source.commit, scorer, scores)
+    logits = score_comparisons(scorer, comparisons, options)
+    lists = pa.ListArray.from_arrays(_int32(comparisons.offsets), pa.array(logits))
+    scores = described.append_column(SCORES_SCHEMA.field("logits"), lists)
+    signature = _signature(model, dataset, source.commit, columns, scorer, scores)
     return EvaluationResult(scores, signature)
 
 
-def _described_rows(source: Source, index: RowIndex) -> pa.Table:
+def values_of(scores: pa.Table, name: str) -> np.ndarray | pa.ListArray:
+    """Return a column of lists as (N, K), or as an Arrow array where K differs."""
+    lists = scores[name].combine_chunks()
+    lengths = np.diff(lists.offsets.to_numpy())
+    if len(lengths) and (lengths == lengths[0]).all():
+        return lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1)
+    return lists
+
+
+def num_positives(scores: pa.Table) -> np.ndarray:
+    """(N,) how many of each comparison's candidates are true."""
+    lists = scores["labels"].combine_chunks()
+    labels, offsets = lists.flatten().to_numpy(zero_copy_only=False), lists.offsets.to_numpy()
+    return np.add.reduceat(labels.astype(int), offsets[:-1] - offsets[0])
+
+
+def _metrics_of(scores: pa.Table) -> dict[str, Any]:
+    logits, labels = values_of(scores, "logits"), values_of(scores, "labels")
+    labelled = {"clusters": scores["cluster"].to_pylist()}
+    if scores["set"].null_count == 0:
+        labelled["sets"] = scores["set"].to_pylist()
+    figures = compute_metrics(logits, labels, groups=scores["category"].to_pylist(), **labelled)
+    directions = scores["direction"].to_pylist()
+    if len(set(directions)) > 1:
+        of_direction = compute_metrics(logits, labels, groups=directions, **labelled)
+        figures["directions"] = of_direction["groups"]
+    return figures
+
+
+def _at(name: str | None, revision: str | None) -> str:
+    name = public_name(name) or ""
+    return f"{name}@{revision[:8]}" if revision else name
+
+
+def _int32(offsets: np.ndarray) -> pa.Array:
+    return pa.array(offsets, pa.int32())
+
+
+def _described_rows(source: Source, columns: Columns, comparisons: Comparisons) -> pa.Table:
     """All columns of a result but the logits; checks what the dataset's card states."""
-    digests = np.array(index.image_digests)[index.image_of_row]
-    captions = np.array(index.captions, dtype=object)[index.captions_of_row]
-    tables, start = [], 0
+    _, first = np.unique(comparisons.rows, return_index=True)
+    # Of the first picture of each row: what a row is known by where no column tells.
+    pictures = comparisons.pairs[comparisons.offsets[first], 0]
+    digests = [comparisons.pictures.file_digests[place] for place in pictures]
+    about: dict[str, list] = {}
+    start = 0
     for split, rows in source.splits.items():
-        of_split = slice(start, start + len(rows))
-        check_content(split, rows, digests[of_split].tolist(), source.content_sha256.get(split))
-        columns = {
-            **about_rows(rows, split, digests[of_split]),
-            "split": [split] * len(rows),
-            **dict(zip(CAPTION_COLUMNS, captions[of_split].T, strict=True)),
-            "image_sha256": digests[of_split],
-        }
-        tables.append(pa.table(columns, schema=_DESCRIBED))
+        of_split = digests[start : start + len(rows)]
+        is_anchor = columns.image_columns == ["image"]
+        stated = source.content_sha256.get(split)
+        check_content(split, rows, of_split if is_anchor else None, stated)
+        known = about_rows(rows, split, of_split, columns.category, columns.cluster)
+        for name, values in {**known, "split": [split] * len(rows)}.items():
+            about.setdefault(name, []).extend(values)
         start += len(rows)
-    return pa.concat_tables(tables)
+    described = pa.table(about).take(pa.array(comparisons.rows))
+    ids = described["id"].to_pylist()
+    named = [
+        f"{row}/{name}" if name else row for row, name in zip(ids, comparisons.names, strict=True)
+    ]
+    table = {
+        **{name: described[name] for name in about},
+        "id": named,
+        "set": described["id"] if columns.pairs else pa.nulls(len(ids), pa.string()),
+        "direction": np.array(DIRECTIONS)[comparisons.directions],
+        "images": _lists(comparisons, comparisons.image_digests, 0),
+        "captions": _lists(comparisons, comparisons.captions, 1),
+        "labels": pa.ListArray.from_arrays(
+            _int32(comparisons.offsets), pa.array(comparisons.labels)
+        ),
+    }
+    return pa.table({name: table[name] for name in _DESCRIBED.names}, schema=_DESCRIBED)
+
+
+def _lists(comparisons: Comparisons, values: Sequence[str], side: int) -> pa.ListArray:
+    """What stands on one side of each comparison: the anchor alone, or all candidates."""
+    lengths = np.diff(comparisons.offsets)
+    is_anchor = comparisons.directions == side
+    kept = np.ones(len(comparisons.pairs), bool)
+    kept[np.repeat(is_anchor, lengths)] = False
+    kept[comparisons.offsets[:-1]] = True
+    offsets = np.concatenate([[0], np.cumsum(np.where(is_anchor, 1, lengths))])
+    places = comparisons.pairs[kept, side]
+    return pa.ListArray.from_arrays(
+        _int32(offsets), pa.array(values, pa.string()).take(pa.array(places))
+    )
 
 
 def _signature(
     model: Any,
     dataset: Any,
     dataset_commit: str | None,
+    columns: Columns,
     scorer: ImageTextModel,
     scores: pa.Table,
 ) -> dict[str, Any]:
@@ -223,6 +304,7 @@ def _signature(
         "dataset": {
             "id": public_name(dataset),
             "revision": dataset_commit,
+            "columns": given_columns(columns),
             **facts.pop("dataset"),
         },
         **facts,
@@ -233,11 +315,25 @@ def _signature(
     }
 
 
+def given_columns(columns: Columns) -> dict[str, Any]:
+    """Tell what of the columns is not as in the benchmark; empty for its own."""
+    default = Columns()
+    values = {part.name: getattr(columns, part.name) for part in fields(columns)}
+    return {
+        name: list(map(list, value)) if name == "pairs" else value
+        for name, value in values.items()
+        if value != getattr(default, name)
+    }
+
+
 def facts_of(scores: pa.Table) -> dict[str, Any]:
     """State what a signature says of the scored rows, so that a signature can be checked."""
     flawed = [bool(flaws) for flaws in scores["flaws"].to_pylist()]
     splits = scores["split"].to_pylist()
-    captions = pa.chunked_array([c for name in CAPTION_COLUMNS for c in scores[name].chunks])
+
+    def flat(lists: pa.ChunkedArray) -> pa.Array:
+        return lists.combine_chunks().flatten()
+
     return {
         "dataset": {
             "content_sha256": _content_hash(scores),
@@ -251,8 +347,8 @@ def facts_of(scores: pa.Table) -> dict[str, Any]:
                 for split in dict.fromkeys(splits)
             },
         },
-        "num_distinct_images": len(scores["image_sha256"].unique()),
-        "num_distinct_captions": len(captions.unique()),
+        "num_distinct_images": len(flat(scores["images"]).unique()),
+        "num_distinct_captions": len(flat(scores["captions"]).unique()),
         "views": list(VIEWS),
         "tie_rule": "strict comparisons: a tie is wrong",
     }

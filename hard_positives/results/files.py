@@ -20,7 +20,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hard_positives.suite.rows import CAPTION_COLUMNS
 from hard_positives_dataset.folders import (
     full_disk_explained,
     lock_for,
@@ -35,10 +34,13 @@ SCORES_SCHEMA = pa.schema(
         ("split", pa.string()),
         ("category", pa.string()),
         ("substitution", pa.string()),
-        ("image_id", pa.string()),
+        ("cluster", pa.string()),
         ("flaws", pa.list_(pa.string())),
-        *((name, pa.string()) for name in CAPTION_COLUMNS),
-        ("image_sha256", pa.string()),
+        ("direction", pa.string()),
+        ("set", pa.string()),
+        ("images", pa.list_(pa.string())),
+        ("captions", pa.list_(pa.string())),
+        ("labels", pa.list_(pa.bool_())),
         ("logits", pa.list_(pa.float32())),
     ]
 )
@@ -249,6 +251,7 @@ def _read_scores(path: Path, content: bytes) -> pa.Table:
     if not table.schema.equals(SCORES_SCHEMA):
         raise ValueError(
             f"Expected {path} to have the columns {SCORES_SCHEMA.names} of a result, got "
-            f"{[f'{field.name} ({field.type})' for field in table.schema]}. Evaluate again."
+            f"{[f'{field.name} ({field.type})' for field in table.schema]}. It is of an older "
+            "version, which this one does not read, or no result: evaluate again."
         )
     return table

@@ -14,11 +14,20 @@ from itertools import chain, zip_longest
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Image
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
 
 from hard_positive_metric import row_outcomes
-from hard_positives.results.evaluation import EvaluationResult
-from hard_positives.suite.rows import CAPTION_COLUMNS, read_image_file
+from hard_positives.results.evaluation import EvaluationResult, values_of
+from hard_positives.suite.comparisons import (
+    IMAGE_TO_TEXT,
+    Columns,
+    box_digest,
+    holds_images,
+    picture_cells,
+)
+from hard_positives.suite.rows import read_image_file
 from hard_positives_dataset.images import open_image_bytes
 
 GALLERY_ROWS = 240
@@ -36,17 +45,37 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Example:
-    """One row of the gallery.
+class Candidate:
+    """What an anchor is compared with.
 
     Attributes:
-        id: Of the row.
+        kind: "caption" or "image" for the original, "hard positive", "hard negative".
+        is_true: Whether it is true of the anchor.
+        text: A caption; empty for a picture.
+        picture: None for a caption, and where it could not be had.
+        logits: For each result.
+    """
+
+    kind: str
+    is_true: bool
+    text: str
+    picture: Picture | None
+    logits: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One comparison of the gallery.
+
+    Attributes:
+        id: Of the comparison.
         category: Of the row.
         substitution: Such as "white > ivory"; may be empty.
         flaws: Why the row should not count; mostly empty.
-        captions: Caption, hard positive, hard negative, as scored.
-        picture: What was scored, made small; None where it could not be had.
-        logits: For each result three logits, in the order of `captions`.
+        text: The caption that images were compared for; empty where the anchor is a picture.
+        picture: The picture that captions were compared for, made small; None where the anchor is
+            a caption, and where it could not be had.
+        candidates: As scored.
         outcomes: For each result one of `hard_positive_metric.OUTCOMES`.
     """
 
@@ -54,10 +83,22 @@ class Example:
     category: str
     substitution: str
     flaws: list[str]
-    captions: list[str]
+    text: str
     picture: Picture | None
-    logits: list[list[float]]
+    candidates: list[Candidate]
     outcomes: list[str]
+
+    @property
+    def pictures(self) -> list[Picture | None]:
+        """All pictures that belong to it; None for each that could not be had."""
+        return [candidate.picture for candidate in self.candidates] if self.text else [self.picture]
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of a page it takes."""
+        texts = [self.text, *(candidate.text for candidate in self.candidates)]
+        addresses = [picture.address for picture in self.pictures if picture]
+        return sum(map(len, addresses)) + sum(len(text.encode()) for text in texts)
 
 
 @dataclass(frozen=True)
@@ -77,11 +118,13 @@ class Gallery:
     @property
     def num_without_picture(self) -> int:
         """How many examples are shown without the picture that was scored."""
-        return sum(example.picture is None for example in self.examples)
+        return sum(None in example.pictures for example in self.examples)
 
 
 def choose_examples(
-    results: Sequence[EvaluationResult], rows_by_split: Mapping[str, Dataset]
+    results: Sequence[EvaluationResult],
+    rows_by_split: Mapping[str, Dataset],
+    columns: Columns | None = None,
 ) -> Gallery:
     """Choose rows of all kinds, and fetch their pictures.
 
@@ -92,8 +135,10 @@ def choose_examples(
         results: Over the same rows (`comparison.check_same_rows`).
         rows_by_split: The dataset that was scored, from `sources.load_source`; may lack rows, or
             hold others: a picture is taken only if its bytes are those that were scored.
+        columns: What the columns of the dataset are.
     """
-    outcomes = np.stack([row_outcomes(result.logits).outcome for result in results])  # (M, N)
+    labels = values_of(results[0].scores, "labels")
+    outcomes = np.stack([row_outcomes(r.logits, labels).outcome for r in results])  # (M, N)
     differing = np.flatnonzero((outcomes != outcomes[0]).any(axis=0))
     candidates = differing if len(differing) else np.arange(outcomes.shape[1])
     scores = results[0].scores
@@ -103,15 +148,17 @@ def choose_examples(
         np.array(scores["substitution"].to_pylist())[candidates],
     ]
     order = _by_turns(np.arange(len(candidates)), keys)[:GALLERY_ROWS]
-    pictures = {split: _Pictures(rows) for split, rows in rows_by_split.items()}
+    columns = columns or Columns()
+    of_split = {split: scores.filter(pc.equal(scores["split"], split)) for split in rows_by_split}
+    pictures = {
+        split: _Pictures(rows, columns, of_split[split]) for split, rows in rows_by_split.items()
+    }
     examples, size = {}, 0
     for row in candidates[order].tolist():
         example = _example(row, results, outcomes, pictures)
-        own_size = len(example.picture.address) if example.picture else 0
-        own_size += sum(len(text.encode()) for text in example.captions)
-        if size + own_size <= GALLERY_BYTES:
+        if size + example.size <= GALLERY_BYTES:
             examples[row] = example
-            size += own_size
+            size += example.size
     return Gallery([examples[row] for row in sorted(examples)], len(candidates), len(differing) > 0)
 
 
@@ -133,31 +180,43 @@ def _example(
     outcomes: np.ndarray,
     pictures: Mapping[str, "_Pictures"],
 ) -> Example:
-    scores = results[0].scores
-    of_row = scores.slice(row, 1).to_pylist()[0]
-    start = scores["split"].index(of_row["split"]).as_py()  # a split's rows stand together
+    of_row = results[0].scores.slice(row, 1).to_pylist()[0]
     of_split = pictures.get(of_row["split"])
+    found = of_split.find(of_row) if of_split else [None] * len(of_row["images"])
+    to_captions = of_row["direction"] == IMAGE_TO_TEXT
+    number = len(of_row["labels"])
+    kinds = _kinds(of_row["labels"], "caption" if to_captions else "image")
+    texts = of_row["captions"] if to_captions else [""] * number
+    of_candidates = [None] * number if to_captions else found
+    logits = list(zip(*(r.scores["logits"][row].as_py() for r in results), strict=True))
     return Example(
         id=of_row["id"],
         category=of_row["category"],
         substitution=of_row["substitution"],
         flaws=of_row["flaws"],
-        captions=[of_row[name] for name in CAPTION_COLUMNS],
-        picture=of_split.find(of_row, row - start) if of_split else None,
-        logits=[result.logits[row].tolist() for result in results],
+        text="" if to_captions else of_row["captions"][0],
+        picture=found[0] if to_captions else None,
+        candidates=list(map(Candidate, kinds, of_row["labels"], texts, of_candidates, logits)),
         outcomes=outcomes[:, row].tolist(),
     )
+
+
+def _kinds(labels: Sequence[bool], original: str) -> list[str]:
+    kinds = ["hard positive" if label else "hard negative" for label in labels]
+    kinds[labels.index(True)] = original
+    return kinds
 
 
 class _Pictures:
     """The pictures of a split, which may be another revision of it than was scored."""
 
-    def __init__(self, rows: Dataset):
-        self._rows = rows
-
-    @cached_property
-    def _images(self) -> Dataset:
-        return self._rows.select_columns(["image"]).cast_column("image", Image(decode=False))
+    def __init__(self, rows: Dataset, columns: Columns, scores: pa.Table):
+        self._rows, self._crop = rows, columns.crop
+        # Of a set, all comparisons are of one row.
+        names = pc.coalesce(scores["set"], scores["id"]).to_pylist()
+        self._order = {name: place for place, name in enumerate(dict.fromkeys(names))}
+        names = [name for name in columns.image_columns if holds_images(rows, name)]
+        self._cells = [picture_cells(rows, name) for name in names]
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -165,25 +224,44 @@ class _Pictures:
             return {}
         return {str(name): place for place, name in enumerate(self._rows["id"][:])}
 
-    def find(self, scored: dict[str, Any], place: int) -> Picture | None:
-        """Find the picture of a row of the scores, by its id or else by its place."""
-        place = self._places.get(scored["id"], place)
-        if "image" not in self._rows.column_names or place >= len(self._rows):
-            return None
-        try:
-            file = read_image_file(self._images[place]["image"], place)
-            is_scored = hashlib.sha256(file).hexdigest() == scored["image_sha256"]
-            return shrink_image(file) if is_scored else None
-        except (OSError, ValueError):  # gone, or not readable here
-            return None
+    def find(self, scored: dict[str, Any]) -> list[Picture | None]:
+        """Find the pictures of a comparison in its row, by the row's id or else by its place."""
+        name = scored["set"] or scored["id"]
+        place = self._places.get(name, self._order[name])
+        files = self._files(place) if place < len(self._rows) else {}
+        return [_shrunk(*files[digest]) if digest in files else None for digest in scored["images"]]
+
+    def _files(self, place: int) -> dict[str, tuple[bytes, Any]]:
+        """All picture files of a row with the boxes that are cut out, by what they are known by."""
+        box = tuple(map(round, self._rows[place][self._crop])) if self._crop else None
+        files = {}
+        for cells, offsets in self._cells:
+            for cell in range(offsets[place], offsets[place + 1]):
+                try:
+                    file = read_image_file(cells[cell]["image"], place)
+                except (OSError, ValueError):  # gone, or not readable here
+                    continue
+                files[box_digest(hashlib.sha256(file).hexdigest(), box)] = file, box
+        return files
 
 
-def shrink_image(file: bytes) -> Picture:
+def _shrunk(file: bytes, box: tuple | None) -> Picture | None:
+    try:
+        return shrink_image(file, box)
+    except (OSError, ValueError):
+        return None
+
+
+def shrink_image(file: bytes, box: tuple[int, int, int, int] | None = None) -> Picture:
     """Make an image file small enough for a page: at most `IMAGE_SIDE`, never enlarged, as WebP.
 
-    Without EXIF rotation, as models see it (`scoring`).
+    Of it only a box (left, top, width, height), where one is given. Without EXIF rotation, as
+    models see it (`scoring`).
     """
     image = open_image_bytes(file).convert("RGB")
+    if box is not None:
+        left, top, width, height = box
+        image = image.crop((left, top, left + width, top + height))
     image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, format="WEBP", quality=85)

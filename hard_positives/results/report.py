@@ -7,6 +7,7 @@ other people: whatever they hold is shown as text.
 
 import base64
 import hashlib
+import os
 import re
 import shlex
 import warnings
@@ -27,13 +28,14 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from hard_positive_metric import OUTCOMES, compute_metrics
+from hard_positive_metric import FIGURES, OUTCOMES, compute_metrics, row_outcomes
 from hard_positives import __version__
 from hard_positives.names import printable, public_name
 from hard_positives.results.comparison import PairedDifference, check_same_rows, compare
-from hard_positives.results.evaluation import EvaluationResult
+from hard_positives.results.evaluation import EvaluationResult, num_positives, values_of
 from hard_positives.results.gallery import Gallery, choose_examples
 from hard_positives.suite import published
+from hard_positives.suite.comparisons import DIRECTIONS, Columns
 from hard_positives.suite.sources import EMBEDDED_DATASET, load_source
 from hard_positives_dataset.folders import write_whole
 
@@ -42,6 +44,7 @@ COLUMNS = {
     "augmented": "augmented_accuracy",
     "brittleness": "brittleness",
     "drop": "drop",
+    "sets": "set_accuracy",
     "ties": "tie_rate",
 }
 VIEW_TITLES = {"as_published": "as published", "clean": "clean"}
@@ -52,13 +55,21 @@ OUTCOME_TITLES = {
     "none_above": "neither above",
     "tied": "tied",
 }
-# Three scores in random order: c above c_n; c_n last; c_n between; c first and c_n second.
-CHANCE = ("50.0", "33.3", "33.3", "16.7", "0.0")
-EXPLANATION = (
-    "% of rows ± half of the 95 % interval, clustered by image. Original: the caption beats the "
-    "hard negative. Augmented: the hard positive does too. Brittleness: the hard negative falls "
-    "between the two. Drop: original - augmented. A tie is wrong. Human figures are second-hand."
-)
+# Without hard positives.
+PLAIN_OUTCOME_TITLES = {
+    "all_above": "above every hard negative",
+    "none_above": "below a hard negative",
+    "tied": "tied",
+}
+# What the table's footing says of the figures that it shows.
+EXPLANATIONS = {
+    "original_accuracy": "Original: the caption beats the hard negative.",
+    "augmented_accuracy": "Augmented: the hard positive does too.",
+    "brittleness": "Brittleness: the hard negative falls between the two.",
+    "drop": "Drop: original - augmented.",
+    "set_accuracy": "Sets: all comparisons of a set are right.",
+    "tie_rate": "A tie is wrong.",
+}
 COMPARISON_EXPLANATION = (
     "% of rows; difference = second - first with its 95 % interval. Won, lost: rows that only the "
     "second, only the first model has right. p: test of no difference. Interval and p count rows "
@@ -92,21 +103,65 @@ def render_table(result: EvaluationResult) -> Table:
         >>> import rich
         >>> rich.print(render_table(EvaluationResult.load("results/clip")))  # doctest: +SKIP
     """
-    footing = [EXPLANATION, *_no_interval(_all_rows([result])), *_preparation(result)]
-    table = _new_table(_text(name_of(result)), " ".join(footing))
+    columns = figure_columns(result)
+    footing = [
+        "% of rows ± half of the 95 % interval, clustered by image.",
+        *(text for figure, text in EXPLANATIONS.items() if figure in columns.values()),
+        *(["Human figures are second-hand."] if published.are_triples(result.scores) else []),
+        *_no_interval(_all_rows([result])),
+        *_preparation(result),
+    ]
+    explanation = f"{' '.join(footing)}\n{printable(result.signature_line)}"
+    table = _new_table(_text(name_of(result)), explanation)
     table.add_column("", overflow="fold")
     table.add_column("rows", justify="right", no_wrap=True)
-    for name in COLUMNS:
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for view in _distinct_views(result.metrics):
         table.add_row(Text(VIEW_TITLES[view], style="bold"))
         for split, figures in result.metrics[view].items():
             for label, row in _labelled_rows(split, figures):
-                _add_figures(table, label, row)
+                _add_figures(table, label, row, list(columns.values()))
         table.add_section()
-    table.add_row("chance", "", *CHANCE, style="dim")
-    table.add_row("REPLACE humans", "", *published.HUMANS, style="dim")
+    for label, chance in chance_lines(result):
+        cells = [_percent(chance[name]) if name in chance else "" for name in columns.values()]
+        table.add_row(_text(label), "", *cells, style="dim")
+    if published.are_triples(result.scores):
+        humans = [published.HUMANS.get(name, "") for name in columns.values()]
+        table.add_row("REPLACE humans", "", *humans, style="dim")
     return table
+
+
+def figure_columns(result: EvaluationResult) -> dict[str, str]:
+    """The columns of a table that some row has, by title; augmented only where it can differ."""
+    found = set().union(*(row.keys() for row in _all_rows([result])))
+    if "brittleness" not in found:
+        found.discard("augmented_accuracy")
+    return {title: figure for title, figure in COLUMNS.items() if figure in found}
+
+
+def chance_lines(result: EvaluationResult) -> list[tuple[str, dict[str, float]]]:
+    """What scores in random order would reach, by figure: of all rows, or of each split."""
+    by_split = {
+        split: chance_of(result.scores.filter(pa.array(rows)))
+        for view, split, rows in result.parts()
+        if view == "as_published"
+    }
+    if len({tuple(chance.items()) for chance in by_split.values()}) == 1:
+        return [("chance", next(iter(by_split.values())))]
+    return [(f"{split.upper()} chance", chance) for split, chance in by_split.items()]
+
+
+def chance_of(scores: pa.Table) -> dict[str, float]:
+    """The mean over rows of what their numbers of positives and negatives give at random."""
+    positives = num_positives(scores)
+    sizes = scores["labels"].combine_chunks().value_lengths().to_numpy()
+    kinds, counts = np.unique(np.stack([positives, sizes - positives]), axis=1, return_counts=True)
+    return {
+        name: float(np.average([figure.chance(p, n) for p, n in kinds.T.tolist()], weights=counts))
+        for name, figure in FIGURES.items()
+        if figure.chance is not None
+    }
 
 
 def _text(value: Any, style: str = "") -> Text:
@@ -115,7 +170,9 @@ def _text(value: Any, style: str = "") -> Text:
 
 def _no_interval(rows: Iterable[dict[str, Any]]) -> list[str]:
     """What the dashes in the place of intervals mean, where there are any."""
-    missing = any(row[f"{name}_ci_low"] is None for row in rows for name in COLUMNS.values())
+    missing = any(
+        row[f"{name}_ci_low"] is None for row in rows for name in COLUMNS.values() if name in row
+    )
     return [NO_INTERVAL] if missing else []
 
 
@@ -153,20 +210,26 @@ def _labelled_rows(split: str, figures: dict[str, Any]) -> Iterator[tuple[str, d
     if len(figures["groups"]) > 1:
         yield _mean_label(split, "macro"), figures["macro"]
         yield _mean_label(split, "micro"), figures
+    for direction, of_direction in figures.get("directions", {}).items():
+        yield _mean_label(split, direction.replace("_", " ")), of_direction
 
 
 def _mean_label(split: str, mean: str) -> str:
     return f"{split.upper()} {mean}"
 
 
-def _add_figures(table: Table, label: str, figures: dict[str, Any]) -> None:
-    strict = [_percent(figures[name]) for name in COLUMNS.values()]
-    intervals = [_half_interval(figures, name) for name in COLUMNS.values()]
-    cells = [f"{value} ±{half}" for value, half in zip(strict, intervals, strict=True)]
+def _add_figures(table: Table, label: str, figures: dict[str, Any], names: list[str]) -> None:
+    cells = [
+        f"{_percent(figures[name])} \u00b1{_half_interval(figures, name)}"
+        if name in figures
+        else ""
+        for name in names
+    ]
     table.add_row(_text(f" {label}"), f"{figures['num_examples']:,}", *cells)
-    halves = [_percent(figures[f"{name}_half_credit"]) for name in list(COLUMNS.values())[:3]]
-    if halves != strict[:3]:
-        table.add_row("  ties as half", "", *halves, style="dim")
+    halves = [f"{name}_half_credit" for name in names]
+    shown = [_percent(figures[half]) if half in figures else "" for half in halves]
+    if any(half and not cell.startswith(half) for half, cell in zip(shown, cells, strict=True)):
+        table.add_row("  ties as half", "", *shown, style="dim")
 
 
 def _half_interval(figures: dict[str, Any], name: str) -> str:
@@ -217,7 +280,9 @@ def render_comparison(first: EvaluationResult, second: EvaluationResult) -> Tabl
         of_view = [row for row in differences if row.view == view]
         for split, group in dict.fromkeys((row.split, row.group) for row in of_view):
             rows = [row for row in of_view if (row.split, row.group) == (split, group)]
-            label = _mean_label(split, group) if group in ("macro", "micro") else group
+            label = group
+            if group in ("macro", "micro", *DIRECTIONS):
+                label = _mean_label(split, group.replace("_", " "))
             table.add_row(_text(f" {label}"), Text(f"n={rows[0].num_examples:,}", style="dim"))
             for row in rows:
                 table.add_row(f"  {titles[row.figure]}", *_comparison_cells(row))
@@ -266,6 +331,7 @@ class _Model:
     result: EvaluationResult
     command: str | None
     preparation: str
+    line: str
     signature: list[tuple[str, Any]]
 
 
@@ -335,8 +401,10 @@ def write_report(
     if not results:
         raise ValueError("Expected results to be at least one result, got none.")
     check_same_rows(results)
-    rows_by_split, no_pictures = _open_dataset(results[0].signature["dataset"], dataset)
-    gallery = choose_examples(results, rows_by_split)
+    described = results[0].signature["dataset"]
+    rows_by_split, no_pictures = _open_dataset(described, dataset)
+    columns = Columns(**described.get("columns", {}))
+    gallery = choose_examples(results, rows_by_split, columns)
     if not no_pictures:
         no_pictures = _missing_pictures(gallery, is_asked_for=dataset is not None)
     if no_pictures:
@@ -356,13 +424,13 @@ def _open_dataset(signature: dict[str, Any], dataset: Any) -> tuple[dict[str, Da
     """What was scored, by split, for its pictures; or nothing, and why."""
     splits, source, revision = list(signature["splits"]), signature["id"], signature["revision"]
     if dataset is not None:
-        is_source = dataset == source and not Path(dataset).exists()
+        is_source = dataset == source and not os.path.exists(dataset)
         return load_source(dataset, splits, revision if is_source else None).splits, ""
     advice = "Give the dataset to see pictures (--dataset)."
     if source is None:
         return {}, f"the results do not name their dataset. {advice}"
     # Without a commit it was a folder: its name means nothing on the Hub.
-    if revision is None and source != EMBEDDED_DATASET and not Path(source).exists():
+    if revision is None and source != EMBEDDED_DATASET and not os.path.exists(source):
         return {}, f"{public_name(source)} is not here. {advice}"
     try:
         return load_source(source, splits, revision).splits, ""
@@ -393,21 +461,24 @@ def _content(
     lines = {line.label: line for line in views[0].lines}
     substitutions, num_substitutions = _substitutions(results)
     metrics = results[0].metrics["as_published"]
+    titles = _figure_titles(results[0])
+    chance = [
+        (label, [_percent(values[name]) if name in values else "" for name in titles])
+        for label, values in chance_lines(results[0])
+    ]
     return {
         "models": models,
         "views": views,
         "headlines": [lines[_headline_label(split, of)] for split, of in metrics.items()],
         "outcome_lines": [lines[label] for of in metrics.values() for label in of["groups"]],
-        "figure_titles": {
-            "original_accuracy": "Original",
-            "augmented_accuracy": "Augmented",
-            "drop": "Drop",
-            "brittleness": "Brittleness",
-        },
-        "outcome_titles": OUTCOME_TITLES,
-        # In the order of figure_titles.
-        "chance": [CHANCE[place] for place in (0, 1, 3, 2)],
-        "humans": [published.HUMANS[place] for place in (0, 1, 3, 2)],
+        "figure_titles": titles,
+        "first_figure": list(titles)["augmented_accuracy" in titles],
+        "has_hard_positives": "brittleness" in titles,
+        "are_triples": published.are_triples(results[0].scores),
+        "outcome_titles": OUTCOME_TITLES if "brittleness" in titles else PLAIN_OUTCOME_TITLES,
+        "chance": chance,
+        "chance_place": chance_lines(results[0])[0][1],
+        "humans": [published.HUMANS.get(name, "") for name in titles],
         "published": published.FIGURES,
         "published_rows": published.describe_rows(results[0].scores),
         "no_interval": " ".join(_no_interval(_all_rows(results))),
@@ -417,7 +488,9 @@ def _content(
         "preparations": _preparations(models),
         "substitutions": substitutions,
         "num_substitutions": num_substitutions,
-        "margins": [_margins(model, split) for split in metrics for model in models],
+        "margins": [
+            panel for split in metrics for model in models for panel in _margins(model, split)
+        ],
         "gallery": gallery,
         "no_pictures": no_pictures,
         "version": __version__,
@@ -435,6 +508,7 @@ def _models(results: Sequence[EvaluationResult]) -> list[_Model]:
             result=result,
             command=command_of(result),
             preparation=" ".join(_preparation(result)),
+            line=result.signature_line,
             signature=list(_flattened(result.signature)),
         )
         for place, result in enumerate(results)
@@ -461,6 +535,7 @@ def command_of(result: EvaluationResult) -> str | None:
         return None
     command = ["hard-positives", "evaluate", name_of(result)]
     command += ["--dataset", public_name(signature["dataset"]["id"])]
+    command += _column_options(signature["dataset"].get("columns", {}))
     for split in signature["dataset"]["splits"]:
         command += ["--split", split]
     for option, part in {"--revision": "model", "--dataset-revision": "dataset"}.items():
@@ -470,6 +545,15 @@ def command_of(result: EvaluationResult) -> str | None:
     if preprocessing not in (None, "transformers"):
         command += ["--preprocessing", preprocessing]
     return shlex.join([*command, "--dtype", signature["dtype"], "--device", signature["device"]])
+
+
+def _column_options(columns: dict[str, Any]) -> Iterator[str]:
+    """The options of the command line that say what columns are."""
+    names = {"positives": "--positive", "negatives": "--negative", "pairs": "--pair"}
+    for name, value in columns.items():
+        for one in value if isinstance(value, (list, tuple)) else [value]:
+            yield names.get(name, f"--{name}")
+            yield ":".join(one) if name == "pairs" else one
 
 
 def _flattened(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -510,9 +594,15 @@ def _substitutions(results: Sequence[EvaluationResult]) -> tuple[list[_Line], in
     if not places:
         return [], 0
     groups = [places[kind] for kind in kinds if kind in places]
-    clusters = scores["image_id"].filter(pa.array(rows)).to_pylist()
+    chosen = scores.filter(pa.array(rows))
+    labels, clusters = values_of(chosen, "labels"), chosen["cluster"].to_pylist()
     by_model = [
-        compute_metrics(result.logits[rows], groups=groups, clusters=clusters)["groups"]
+        compute_metrics(
+            values_of(result.scores.filter(pa.array(rows)), "logits"),
+            labels,
+            groups=groups,
+            clusters=clusters,
+        )["groups"]
         for result in results
     ]
     lines = [
@@ -522,16 +612,30 @@ def _substitutions(results: Sequence[EvaluationResult]) -> tuple[list[_Line], in
     return lines, len(counts)
 
 
-def _margins(model: _Model, split: str) -> _Margins:
-    rows = np.array(model.result.scores["split"].to_pylist()) == split
-    logits = model.result.logits[rows].astype(np.float64)
-    margins = logits[:, :2] - logits[:, 2:]  # (N, 2): of the caption, of the hard positive
+def _figure_titles(result: EvaluationResult) -> dict[str, str]:
+    """The figures of the page with their titles, drop beside the two that it is made of."""
+    shown = figure_columns(result).values()
+    order = ["original_accuracy", "augmented_accuracy", "drop", "brittleness", "set_accuracy"]
+    titles = {figure: title.capitalize() for title, figure in COLUMNS.items()}
+    return {figure: titles[figure] for figure in order if figure in shown}
+
+
+def _margins(model: _Model, split: str) -> Iterator[_Margins]:
+    """Where rows with hard positives stand: above the best negative, or below."""
+    scores = model.result.scores
+    rows = np.array(scores["split"].to_pylist()) == split
+    rows &= num_positives(scores) > 1
+    if not rows.any():
+        return
+    chosen = scores.filter(pa.array(rows))
+    margins = _margins_of(chosen)
     limit = float(np.quantile(np.abs(margins), 0.99)) or 1.0
-    bins = BINS if len(logits) >= FULL_SIZE else BINS // 2
+    bins = BINS if len(margins) >= FULL_SIZE else BINS // 2
     edges = np.linspace(-limit, limit, bins + 1)
     counts, _, _ = np.histogram2d(*margins.T, bins=(edges, edges))
+    found = row_outcomes(values_of(chosen, "logits"), values_of(chosen, "labels")).outcome
+    shares = {outcome: float((found == outcome).mean()) for outcome in OUTCOMES}
     figures = model.result.metrics["as_published"][split]
-    shares = {outcome: figures[f"num_{outcome}"] / len(logits) for outcome in OUTCOMES}
     tick = float(f"{limit / 2:.1g}")
     ticks = [
         {"x": 180 + place, "y": 154 - place, "label": f"{value:g}"}
@@ -539,7 +643,22 @@ def _margins(model: _Model, split: str) -> _Margins:
         for place in [round(FRAME / 2 * value / limit)]
     ]
     label = next(iter(figures["groups"])) if len(figures["groups"]) == 1 else split.upper()
-    return _Margins(model, label, shares, _levels(counts), ticks)
+    yield _Margins(model, label, shares, _levels(counts), ticks)
+
+
+def _margins_of(scores: pa.Table) -> np.ndarray:
+    """(N, 2): the original and the lowest other positive, each less the highest negative."""
+    lists = [scores[name].combine_chunks() for name in ("logits", "labels")]
+    logits, labels = (values.flatten().to_numpy(zero_copy_only=False) for values in lists)
+    offsets = lists[0].offsets.to_numpy()
+    starts = offsets[:-1] - offsets[0]
+    logits = logits.astype(np.float64)
+    best_negative = np.maximum.reduceat(np.where(labels, -np.inf, logits), starts)
+    # The first positive of each row: the true ones before it in the row are none.
+    before = np.cumsum(labels) - labels
+    is_first = labels & (before == np.repeat(before[starts], np.diff(offsets)))
+    others = np.minimum.reduceat(np.where(labels & ~is_first, logits, np.inf), starts)
+    return np.stack([logits[is_first] - best_negative, others - best_negative], axis=1)
 
 
 def _levels(counts: np.ndarray) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The distinct images and captions of an index -> two matrices of unit vectors.
+"""The distinct images and captions of comparisons -> two matrices of unit vectors.
 
     distinct inputs -> chunks -> this process's share -> those not cached -> encoded, kept, gathered
 
@@ -33,7 +33,8 @@ from hard_positives.scoring.machine import (
     processes,
     use_threads,
 )
-from hard_positives.suite.rows import PreparedImages, RowIndex
+from hard_positives.suite.comparisons import Comparisons
+from hard_positives.suite.rows import PreparedImages
 from hard_positives.workers import end_with
 from hard_positives_dataset.folders import write_whole
 
@@ -48,24 +49,24 @@ TOKENS_PER_IMAGE_ON_CPU, TOKENS_PER_IMAGE = 100, 200
 
 
 def encode(
-    encoder: "DualEncoder", rows: RowIndex, options: "Options"
+    encoder: "DualEncoder", comparisons: Comparisons, options: "Options"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Encode what is not cached, sharing the work among processes.
 
     Returns:
         The unit vectors of all distinct images, (images, D), and captions, (captions, D), float32
-        on the CPU, in the order of the index; the same in every process.
+        on the CPU, in the order of `comparisons`; the same in every process.
     """
     cache = _Cache(_open_cache(encoder) if options.cache else None)
     # Sorted, so that chunks depend neither on the order of rows nor on where a killed run stopped.
     # Captions of like length stand together.
-    captions, digests = rows.captions, rows.image_digests
+    captions, digests = comparisons.captions, comparisons.image_digests
     by_length = sorted(range(len(captions)), key=lambda at: (len(captions[at]), captions[at]))
     by_digest = sorted(range(len(digests)), key=digests.__getitem__)
-    texts = _share("captions", rows.caption_digests, by_length, CAPTIONS_PER_CHUNK)
+    texts = _share("captions", comparisons.caption_digests, by_length, CAPTIONS_PER_CHUNK)
     images = _share("images", digests, by_digest, IMAGES_PER_CHUNK)
     _look_up(cache, images, texts)
-    _Run(encoder, rows, options, cache, images, texts).encode_missing()
+    _Run(encoder, comparisons, options, cache, images, texts).encode_missing()
     both = images.gathered(), texts.gathered()
     if cache.has_grown and processes().is_local_main_process:  # now that no process adds to it
         trim_cache()
@@ -210,7 +211,7 @@ class _Run:
     """One pass of a model over what is missing: batches, workers, progress."""
 
     encoder: "DualEncoder"
-    rows: RowIndex
+    comparisons: Comparisons
     options: "Options"
     cache: _Cache
     images: _Share
@@ -222,7 +223,7 @@ class _Run:
         So a GPU has captions to encode while images are decoded, and no worker waits until all
         captions are done.
         """
-        files = PreparedImages(self.rows, self.encoder.image_processor)
+        files = PreparedImages(self.comparisons, self.encoder.image_processor)
         plan = self._plan(files)
         batch_size = self.options.batch_size or plan.batch_size
         self._tell(plan, batch_size)
@@ -281,7 +282,9 @@ class _Run:
 
     def _tokenized(self) -> Iterator[tuple[np.ndarray, list[list[int]]]]:
         """Tokenise all before anything is encoded: a caption too long should not cost a night."""
-        texts = [self.rows.captions[place] for chunk in self.captions.missing for place in chunk]
+        texts = [
+            self.comparisons.captions[place] for chunk in self.captions.missing for place in chunk
+        ]
         token_ids = iter(self.encoder.tokenize(texts))
         return iter(
             [(chunk, list(islice(token_ids, len(chunk)))) for chunk in self.captions.missing]

@@ -1,49 +1,23 @@
-"""Model and rows in, logits (N, K) out: each distinct image and each distinct caption once.
+"""Model and rows in, logits out: each distinct image and each distinct caption once.
 
-    rows -> distinct images, distinct captions -> embeddings -> float32 similarity -> logits
+    rows -> comparisons -> distinct images and captions -> embeddings -> float32 -> logits
 
-``rows`` finds what is distinct, ``encoders`` runs the model, ``cache`` keeps what it made. Nothing
-here knows of accuracies (``hard_positive_metric``) or of saved results (``evaluation``).
+`suite.comparisons` finds what is distinct, `models` knows how to score, `cache` keeps what was
+encoded. Nothing here knows of accuracies (`hard_positive_metric`) or of saved results (`results`).
 """
 
-import copy
-import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-import transformers
 from datasets import Dataset
-from transformers import (
-    MODEL_MAPPING,
-    AutoConfig,
-    AutoProcessor,
-    BlipForImageTextRetrieval,
-    PreTrainedConfig,
-    PreTrainedModel,
-    ProcessorMixin,
-    ViltForImageAndTextRetrieval,
-)
-from transformers.utils import cached_file, extract_commit_hash
+from transformers import PreTrainedModel, ProcessorMixin
 
-from hard_positives.models.encoders import (
-    CallableModel,
-    DualEncoder,
-    ImageTextModel,
-    Options,
-    PairModel,
-)
-from hard_positives.models.preprocessing import PREPROCESSINGS, choose_image_processor
-from hard_positives.scoring.machine import processes
-from hard_positives.suite.rows import CAPTION_COLUMNS, RowIndex, check_columns, index_rows
+from hard_positives.models.encoders import DualEncoder, ImageTextModel, Options, inference
+from hard_positives.models.loading import load_model
+from hard_positives.scoring.encoding import encode
+from hard_positives.suite.comparisons import Columns, Comparisons, read_comparisons
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PAIR_MODELS = (BlipForImageTextRetrieval, ViltForImageAndTextRetrieval)
-EMBEDDED_MODEL = "shapes_clip"
 NAMED = 5  # how many offenders an error names
 
 
@@ -53,7 +27,7 @@ def score(
     *,
     processor: ProcessorMixin | None = None,
     revision: str | None = None,
-    caption_columns: Sequence[str] = CAPTION_COLUMNS,
+    columns: Columns | None = None,
     device: str | None = None,
     dtype: str = "float32",
     preprocessing: str = "transformers",
@@ -61,8 +35,8 @@ def score(
     num_workers: int | None = None,
     cache: bool = True,
     progress: bool = True,
-) -> np.ndarray:
-    """Score every row's image against every one of its captions.
+) -> np.ndarray | list[np.ndarray]:
+    """Score every row's image against every one of its captions, or its caption against images.
 
     A logit is what the model's own ``logits_per_image`` would be. Only the encoders run in
     ``dtype``; normalising and multiplying is always float32, since in half precision up to 87 % of
@@ -78,11 +52,12 @@ def score(
             are dual encoders with ``get_image_features`` and ``get_text_features``, or matching
             heads such as ``BlipForImageTextRetrieval``. Towers may be compiled before, as by
             ``model.vision_model.compile(dynamic=True)``.
-        dataset: N rows with a column ``image`` and the caption columns, such as
+        dataset: Rows with an image and captions, such as
             ``datasets.load_dataset(folder, split="replace")``.
         processor: Prepares images and captions; read from ``model`` if that is an id or a folder.
         revision: Branch, tag or commit of a Hub id.
-        caption_columns: The K columns to score, in the order of the result's columns.
+        columns: What the columns of the dataset are: `hard_positives.Columns`. Left out, those of
+            the benchmark: `image`, `caption`, `hard_positive`, `hard_negative`.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; the fastest present if left out.
         dtype: The encoders' type: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"``: the
             half precision that a short measurement finds twice as fast here, else float32.
@@ -99,7 +74,9 @@ def score(
         progress: Show progress bars where stderr is a terminal.
 
     Returns:
-        float32 array (N, K). Row i belongs to row i of ``dataset``; higher means a better match.
+        float32 array (N, K): row i belongs to row i of ``dataset``, column k to the k-th of its
+        candidates, positives first; higher means a better match. Where the numbers of candidates
+        differ, a list of N arrays; with pairs, the comparisons of a row one after another.
 
     Raises:
         TypeError: ``model`` is no dual encoder, or an argument is of the wrong kind.
@@ -113,11 +90,9 @@ def score(
         >>> logits.shape, str(logits.dtype)
         ((8, 3), 'float32')
     """
-    check_columns(dataset, caption_columns)
     options = Options(batch_size, num_workers, cache, progress)
-    rows = index_rows(
-        dataset, caption_columns
-    )  # what is wrong with them shows before a model loads
+    # What is wrong with the rows shows before a model is loaded.
+    comparisons = read_comparisons(dataset, columns)
     scorer = load_model(
         model,
         processor=processor,
@@ -126,190 +101,24 @@ def score(
         dtype=dtype,
         preprocessing=preprocessing,
     )
-    return score_rows(scorer, rows, options)
+    return comparisons.listed(score_comparisons(scorer, comparisons, options))
 
 
-def score_rows(model: ImageTextModel, rows: RowIndex, options: Options) -> np.ndarray:
-    """Score an index with a loaded model; float32 (N, K), all finite, or a ValueError."""
-    logits = model.score(rows, options)
-    wrong = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+def score_comparisons(
+    model: ImageTextModel, comparisons: Comparisons, options: Options
+) -> np.ndarray:
+    """Score comparisons with a loaded model; float32 (M,), all finite, or a ValueError."""
+    if isinstance(model, DualEncoder):
+        with inference(model.model):
+            logits = model.match(comparisons, *encode(model, comparisons, options))
+    else:
+        logits = model.score(comparisons, options)
+    wrong = np.flatnonzero(~np.isfinite(logits))
     if len(wrong):
+        of_row = np.searchsorted(comparisons.offsets, wrong, side="right") - 1
+        rows = np.unique(comparisons.rows[of_row])
         raise ValueError(
-            f"Expected logits to be finite, got NaN or inf in {len(wrong)} rows, first "
-            f"{wrong[:NAMED].tolist()}. Check the weights, or use dtype float32."
+            f"Expected logits to be finite, got NaN or inf in {len(rows)} rows, first "
+            f"{rows[:NAMED].tolist()}. Check the weights, or use dtype float32."
         )
     return logits
-
-
-def load_model(
-    model: str | Path | PreTrainedModel | Callable,
-    *,
-    processor: ProcessorMixin | None = None,
-    revision: str | None = None,
-    device: str | None = None,
-    dtype: str = "float32",
-    preprocessing: str = "transformers",
-) -> ImageTextModel:
-    """Load a model for scoring, in ``dtype``, on ``device``; a loaded one is left as it was.
-
-    See :func:`score` for the arguments.
-
-    Raises:
-        TypeError: The model is of no known kind, or ``processor`` is missing.
-        ValueError: Unknown ``dtype``, ``device`` or ``preprocessing``, or damaged files.
-        OSError: The id or folder cannot be found (transformers' own message).
-    """
-    for name, value, known in (
-        ("dtype", dtype, [*DTYPES, "auto"]),
-        ("preprocessing", preprocessing, list(PREPROCESSINGS)),
-    ):
-        if value not in known:
-            raise ValueError(f"Expected {name} to be one of {known}, got {value!r}.")
-    target = _chosen_device(device)
-    if isinstance(model, (str, Path)):
-        with damage_as_value_error(str(model)):
-            model, processor = _load_pretrained(model, processor, revision, target, dtype)
-    elif not isinstance(model, torch.nn.Module):
-        if not callable(model):
-            raise TypeError(
-                "Expected model to be a Hub id, a folder, a model or a function, got "
-                f"{type(model).__name__}."
-            )
-        if preprocessing != "transformers":
-            raise ValueError(
-                f"Expected preprocessing to be left out for a function, got {preprocessing!r}. It "
-                "gets pictures and prepares them itself."
-            )
-        return CallableModel(model)
-    else:
-        _kind_of(type(model))
-        model = _on_target(model, target, _chosen_dtype(dtype, target))
-    _check_processor(processor)
-    if _kind_of(type(model)) is DualEncoder:
-        choose_image_processor(processor.image_processor, preprocessing)  # refused here, not later
-        return DualEncoder(model, processor, preprocessing)
-    if preprocessing != "transformers":
-        raise ValueError(
-            f"Expected preprocessing 'transformers' for {type(model).__name__}, got "
-            f"{preprocessing!r}. The published code scores dual encoders only."
-        )
-    return PairModel(model, processor)
-
-
-def _on_target(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """Return the model, or where device or dtype differ a copy: casting back would not undo it."""
-    values = [*model.parameters(), *model.buffers()]
-    floating = {value.dtype for value in values if value.is_floating_point()}
-    if {value.device for value in values} == {device} and floating <= {dtype}:
-        return model
-    return copy.deepcopy(model).to(device, dtype)
-
-
-@contextmanager
-def damage_as_value_error(model: str) -> Iterator[None]:
-    """Name the model whose files cannot be read; the libraries raise errors of many kinds."""
-    try:
-        yield
-    except (OSError, ValueError, TypeError, ImportError):
-        raise
-    except Exception as error:  # tokenizers and safetensors raise bare exceptions
-        raise ValueError(
-            f"Expected {model} to hold a whole model with its tokenizer and image processor, got "
-            f"files that cannot be read ({type(error).__name__}: {error}). Download or save it "
-            "again."
-        ) from error
-
-
-def _load_pretrained(
-    model: str | Path,
-    processor: ProcessorMixin | None,
-    revision: str | None,
-    device: torch.device,
-    dtype: str,
-) -> tuple[PreTrainedModel, ProcessorMixin]:
-    if model == EMBEDDED_MODEL:
-        model = Path(__file__).parents[1] / EMBEDDED_MODEL
-    # One commit for all parts, even if the repository changes in between.
-    commit = extract_commit_hash(cached_file(model, "config.json", revision=revision), None)
-    revision = commit or revision
-    # What is wrong is found out before the weights are read.
-    config = AutoConfig.from_pretrained(model, revision=revision)
-    model_class = _model_class(config)
-    _kind_of(model_class)
-    if processor is None:
-        # The PIL backend gives the same pixels on every machine and needs no torchvision.
-        processor = AutoProcessor.from_pretrained(model, revision=revision, backend="pil")
-    loaded = model_class.from_pretrained(
-        model,
-        revision=revision,
-        dtype=_chosen_dtype(dtype, device),
-        # AIMv2's text tower ignores its causal mask under SDPA.
-        attn_implementation="eager" if config.model_type == "aimv2" else None,
-    )
-    loaded.config._commit_hash = commit  # As transformers 4 did; the signature tells it.
-    return loaded.to(device, _chosen_dtype(dtype, device)), processor
-
-
-def _model_class(config: PreTrainedConfig) -> type:
-    """Return the class for scoring: that of a matching head where the checkpoint has one."""
-    named = getattr(transformers, (config.architectures or [""])[0], None)
-    if named is not None and issubclass(named, PAIR_MODELS):
-        return named
-    return MODEL_MAPPING.get(type(config), type(config))
-
-
-def _kind_of(model_class: type) -> type[DualEncoder] | type[PairModel]:
-    if issubclass(model_class, PAIR_MODELS):
-        return PairModel
-    if hasattr(model_class, "get_image_features") and hasattr(model_class, "get_text_features"):
-        return DualEncoder
-    raise TypeError(
-        "Expected the model to be a dual encoder with get_image_features and get_text_features, or "
-        f"one of {[kind.__name__ for kind in PAIR_MODELS]}, got {model_class.__name__}. Use a "
-        "CLIP-like model, or pass a function (images, captions) -> logits."
-    )
-
-
-def _check_processor(processor: Any) -> None:
-    if hasattr(processor, "tokenizer") and hasattr(processor, "image_processor"):
-        return
-    raise TypeError(
-        "Expected processor to prepare images and captions (transformers.AutoProcessor), got "
-        f"{type(processor).__name__}. Pass the processor that belongs to the model."
-    )
-
-
-def _chosen_device(device: str | None) -> torch.device:
-    if device is None and "WORLD_SIZE" in os.environ:  # accelerate launch, torchrun
-        return processes().device
-    if device is None:
-        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"Expected device to be one that this machine has, got {device!r} ({error}). "
-            "Leave it out to have one chosen."
-        ) from error
-
-
-def _chosen_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Resolve "auto" by timing a matrix product, since names of chips tell little."""
-    if dtype != "auto":
-        return DTYPES[dtype]
-    half = torch.float16 if device.type == "mps" else torch.bfloat16
-    return (
-        half
-        if _product_seconds(half, device) < _product_seconds(torch.float32, device) / 2
-        else torch.float32
-    )
-
-
-def _product_seconds(dtype: torch.dtype, device: torch.device) -> float:
-    factor = torch.randn(1024, 1024, device=device).to(dtype)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        (factor @ factor)[0, 0].item()  # .item() waits for the device
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)

@@ -7,11 +7,12 @@ known by their captions, not by their number.
 from collections import defaultdict
 
 import pyarrow as pa
+import pyarrow.compute
 
-from hard_positives.suite.rows import CAPTION_COLUMNS
+from hard_positives.suite.comparisons import CAPTION_COLUMNS
 from hard_positives_dataset.content import ContentHash
 
-HUMANS = ("97", "97", "0", "0", "")
+HUMANS = {"original_accuracy": "97", "augmented_accuracy": "97", "brittleness": "0", "drop": "0"}
 FIGURES = (
     ("REPLACE macro", "CLIP ViT-B/32", "61.6", "46.8", "23.2"),
     ("REPLACE macro", "NegCLIP", "68.6", "52.1", ""),
@@ -32,37 +33,58 @@ CAPTION_HASHES = {
 NUM_SWAP_ROWS = 28_748
 
 
-def caption_hashes(scores: pa.Table) -> dict[str, str]:
+def are_triples(scores: pa.Table) -> bool:
+    """Whether all rows have the shape of the published ones, with which humans can be compared.
+
+    Examples:
+        >>> are_triples(pa.table({"labels": [[True, True, False]]}))
+        True
+    """
+    labels = scores["labels"].combine_chunks()
+    alike = pa.compute.equal(labels.value_lengths(), 3).to_numpy(zero_copy_only=False).all()
+    return bool(alike) and bool(
+        (labels.flatten().to_numpy(zero_copy_only=False).reshape(-1, 3) == [1, 1, 0]).all()
+    )
+
+
+def caption_hashes(scores: pa.Table) -> dict[str, str | None]:
     """Hash the captions of every category, in the order of the ids.
 
     Args:
         scores: As in :class:`hard_positives.EvaluationResult`.
 
     Returns:
-        Category -> SHA-256 of its rows' captions, hard positives and hard negatives.
+        Category -> SHA-256 of its rows' captions, hard positives and hard negatives. None where
+        some row is no such triple.
 
     Examples:
-        >>> texts = {"caption": ["a"], "hard_positive": ["b"], "hard_negative": ["c"]}
-        >>> caption_hashes(pa.table({"id": ["1"], "category": ["x"], **texts}))["x"][:8]
+        >>> triple = {"captions": [["a", "b", "c"]], "labels": [[True, True, False]]}
+        >>> caption_hashes(pa.table({"id": ["1"], "category": ["x"], **triple}))["x"][:8]
         'c116ec4d'
     """
-    hashes = defaultdict(ContentHash)
-    rows = scores.select(["id", "category", *CAPTION_COLUMNS]).to_pylist()
+    hashes, others = defaultdict(ContentHash), set()
+    rows = scores.select(["id", "category", "captions", "labels"]).to_pylist()
     for row in sorted(rows, key=lambda row: row["id"]):
-        hashes[row["category"]].add({name: row[name] for name in CAPTION_COLUMNS})
-    return {category: content.hexdigest() for category, content in hashes.items()}
+        if row["labels"] != [True, True, False] or len(row["captions"]) != 3:
+            others.add(row["category"])
+        triple = zip(CAPTION_COLUMNS, row["captions"], strict=False)
+        hashes[row["category"]].add(dict(triple))
+    return {
+        category: None if category in others else content.hexdigest()
+        for category, content in hashes.items()
+    }
 
 
 def describe_rows(scores: pa.Table) -> str:
     """Say which of the scored categories have the published captions, which others.
 
     Examples:
-        >>> texts = {"caption": ["a"], "hard_positive": ["b"], "hard_negative": ["c"]}
-        >>> describe_rows(pa.table({"id": ["1"], "category": ["x"], **texts}))
+        >>> triple = {"captions": [["a", "b", "c"]], "labels": [[True, True, False]]}
+        >>> describe_rows(pa.table({"id": ["1"], "category": ["x"], **triple}))
         'The rows of x scored here are other rows: compare the pattern, not the values.'
     """
     hashes = caption_hashes(scores)
-    same = [category for category in hashes if CAPTION_HASHES.get(category) == hashes[category]]
+    same = [category for category in hashes if CAPTION_HASHES.get(category, "") == hashes[category]]
     num_swap_rows = scores["category"].to_pylist().count("swap")
     unknown = ["swap"] if num_swap_rows == NUM_SWAP_ROWS else []
     other = [category for category in hashes if category not in (*same, *unknown)]

@@ -1,7 +1,6 @@
-"""Rows in, distinct images and distinct captions out, and where each row finds its own.
+"""Cells of a dataset in, what they stand for out: pictures, texts, and what is known of a row.
 
-The benchmark repeats itself: 27,443 rows of REPLACE hold 8,041 distinct images and 50,891 distinct
-captions. What is found here is what models (``encoders``) run over. No model here.
+Cells come from other people: what is no picture or no text is refused with the number of its row.
 """
 
 import hashlib
@@ -9,92 +8,22 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import torch
-from datasets import ClassLabel, Dataset, Image
+from datasets import ClassLabel, Dataset
 from PIL import Image as PILImage
 
 from hard_positives_dataset.images import MAX_IMAGE_BYTES, open_image_bytes
 
-CAPTION_COLUMNS = ("caption", "hard_positive", "hard_negative")
+if TYPE_CHECKING:
+    from hard_positives.suite.comparisons import Comparisons
 
 
-def check_columns(dataset: Dataset, caption_columns: Sequence[str] = CAPTION_COLUMNS) -> None:
-    """Raise unless ``dataset`` has rows, an image column and the caption columns."""
-    if not isinstance(dataset, Dataset):
-        raise TypeError(
-            f"Expected the rows to be a datasets.Dataset, got {type(dataset).__name__}. "
-            "Pass one split, such as load_dataset(..., split='replace')."
-        )
-    missing = [name for name in ("image", *caption_columns) if name not in dataset.column_names]
-    if missing:
-        raise ValueError(
-            f"Expected the dataset to have the columns {['image', *caption_columns]}, got "
-            f"{dataset.column_names}. Rename or add {missing}."
-        )
-    if not isinstance(dataset.features["image"], Image):
-        raise TypeError(
-            f"Expected the column 'image' to be of type Image, got {dataset.features['image']}. "
-            "Use dataset.cast_column('image', datasets.Image())."
-        )
-    if len(dataset) == 0:
-        raise ValueError("Expected the dataset to have rows, got none. Check the split or filter.")
-
-
-@dataclass(frozen=True)
-class RowIndex:
-    """What N rows need to have encoded, and where each row finds it.
-
-    Attributes:
-        images: A dataset whose column ``image`` holds undecoded files.
-        first_rows: For each distinct image, a row of ``images`` that holds it.
-        image_digests: SHA-256 of each distinct image's bytes.
-        captions: The distinct captions.
-        image_of_row: (N,) index into ``first_rows``.
-        captions_of_row: (N, K) index into ``captions``.
-    """
-
-    images: Dataset
-    first_rows: list[int]
-    image_digests: list[str]
-    captions: list[str]
-    image_of_row: np.ndarray
-    captions_of_row: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.image_of_row)
-
-    @cached_property
-    def caption_digests(self) -> list[str]:
-        """SHA-256 of each distinct caption."""
-        return [hashlib.sha256(text.encode()).hexdigest() for text in self.captions]
-
-
-def index_rows(dataset: Dataset, caption_columns: Sequence[str] = CAPTION_COLUMNS) -> RowIndex:
-    """Find the distinct images (by their bytes) and captions (by their text) of a dataset."""
-    images = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
-    digests = list(_image_digests(images))
-    distinct = {digest: place for place, digest in enumerate(dict.fromkeys(digests))}
-    image_of_row = np.array([distinct[digest] for digest in digests])
-    first_rows = np.unique(image_of_row, return_index=True)[1].tolist()
-
-    columns = [_values(dataset, name) for name in caption_columns]
-    _check_captions(columns, caption_columns)
-    captions = {text: place for place, text in enumerate(dict.fromkeys(chain(*columns)))}
-    captions_of_row = np.array([[captions[text] for text in column] for column in columns]).T
-    return RowIndex(
-        images, first_rows, list(distinct), list(captions), image_of_row, captions_of_row
-    )
-
-
-def _image_digests(images: Dataset) -> Iterator[str]:
+def picture_digests(images: Dataset) -> Iterator[str]:
+    """Yield the SHA-256 of every file in the undecoded column `image`."""
     tables = images.with_format("arrow").iter(batch_size=256)  # Arrow: no file is copied
     cells = (cell for table in tables for cell in table["image"])
     previous, digest = None, ""
@@ -112,47 +41,45 @@ def _file_buffer(cell: pa.StructScalar, row: int) -> pa.Buffer:
     return pa.py_buffer(read_image_file(cell.as_py(), row))
 
 
-def _check_captions(columns: list[list], names: Sequence[str]) -> None:
-    for name, column in zip(names, columns, strict=True):
-        wrong = [row for row, text in enumerate(column) if not isinstance(text, str)]
-        if wrong:
-            raise TypeError(
-                f"Expected the column {name!r} to hold strings, got {column[wrong[0]]!r} in row "
-                f"{wrong[0]} ({len(wrong)} such rows). Remove or repair these rows."
-            )
-
-
 def about_rows(
-    rows: Dataset, split: str, image_digests: Sequence[str]
+    rows: Dataset,
+    split: str,
+    image_digests: Sequence[str],
+    category: str | None = None,
+    cluster: str | None = None,
 ) -> dict[str, list[str] | list[list[str]]]:
-    """Bring into one form what is known of rows beside image and captions.
+    """Bring into one form what is known of rows beside images and captions.
 
-    Whole numbers become text and class labels their names. Without ``id``, rows are numbered;
-    without ``category``, a split is one; without ``image_id``, rows of the same picture belong
-    together; without ``flaws``, or where these are null, a row has none.
+    Whole numbers become text and class labels their names. Without `id`, rows are numbered;
+    without `category`, a split is one; without `image_id`, rows of the same picture belong
+    together; without `flaws`, or where these are null, a row has none.
 
     Args:
         rows: One split.
         split: Its name.
         image_digests: What to know each row's image by.
+        category: The column of categories, if it has another name.
+        cluster: The column of what belongs together, if it is another than `image_id`.
 
     Returns:
-        ``id``, ``category``, ``substitution``, ``image_id`` and ``flaws``, one entry for each row.
+        `id`, `category`, `substitution`, `cluster` and `flaws`, one entry for each row.
 
     Raises:
         TypeError: A column is of a wrong type.
-        ValueError: A column has nulls, or two rows share an ``id``. All errors name the column.
+        ValueError: A column has nulls, or two rows share an `id`. All errors name the column.
     """
     about = {
         "id": [f"{split}-{place:05d}" for place in range(len(rows))],
         "category": [split] * len(rows),
         "substitution": [""] * len(rows),
-        "image_id": list(image_digests),
+        "cluster": list(image_digests),
         "flaws": [[] for _ in range(len(rows))],
     }
-    for name in about:
-        if name in rows.column_names:
-            about[name] = _flaws(rows) if name == "flaws" else _texts(rows, name, split)
+    columns = {name: name for name in about}
+    columns |= {"category": category or "category", "cluster": cluster or "image_id"}
+    for name, column in columns.items():
+        if column in rows.column_names:
+            about[name] = _flaws(rows) if name == "flaws" else _texts(rows, column, split)
     repeated = [value for value, times in Counter(about["id"]).items() if times > 1]
     if repeated:
         raise ValueError(
@@ -164,7 +91,7 @@ def about_rows(
 
 
 def _texts(rows: Dataset, name: str, split: str) -> list[str]:
-    feature, values = rows.features[name], _values(rows, name)
+    feature, values = rows.features[name], column_values(rows, name)
     nulls = [row for row, value in enumerate(values) if value is None]
     if nulls and name == "substitution":
         values = ["" if value is None else value for value in values]
@@ -185,7 +112,7 @@ def _texts(rows: Dataset, name: str, split: str) -> list[str]:
 
 
 def _flaws(rows: Dataset) -> list[list[str]]:
-    values = [[] if value is None else value for value in _values(rows, "flaws")]
+    values = [[] if value is None else value for value in column_values(rows, "flaws")]
     if not all(
         isinstance(value, list) and all(isinstance(flaw, str) for flaw in value) for value in values
     ):
@@ -196,7 +123,8 @@ def _flaws(rows: Dataset) -> list[list[str]]:
     return values
 
 
-def _values(rows: Dataset, name: str) -> list:
+def column_values(rows: Dataset, name: str) -> list:
+    """Return a column as Python objects, images undecoded."""
     try:
         return rows.with_format("arrow")[name].to_pylist()
     except UnicodeDecodeError as error:
@@ -267,34 +195,45 @@ def decode_image(cell: dict[str, Any] | None, row: int) -> PILImage.Image:
         ) from error
 
 
-def open_image(rows: RowIndex, place: int) -> PILImage.Image:
-    """Decode a distinct image; see :func:`decode_image`.
+def open_image(index: "Comparisons", place: int) -> PILImage.Image:
+    """Decode a distinct picture, and cut out its box; see :func:`decode_image`.
 
     Raises:
         ValueError: Also where a file has changed since it was indexed: its embedding would be kept
-            under the digest of the earlier one.
+            under the digest of the earlier one; or where the box is not inside the picture.
     """
-    row = rows.first_rows[place]
-    cell = rows.images[row]["image"]
+    pictures = index.pictures
+    column, row = pictures.places[place]
+    cell = pictures.columns[column][row]["image"]
     file = read_image_file(cell, row)
-    if cell["bytes"] is None and hashlib.sha256(file).hexdigest() != rows.image_digests[place]:
+    if cell["bytes"] is None and hashlib.sha256(file).hexdigest() != pictures.file_digests[place]:
         raise ValueError(
             f"Expected the image file of row {row} to stay as it is while it is scored, got other "
             f"bytes in {cell['path']}. Run the same again."
         )
-    return decode_image({"bytes": file, "path": None}, row)
+    image = decode_image({"bytes": file, "path": None}, row)
+    if pictures.boxes[place] is None:
+        return image
+    left, top, width, height = pictures.boxes[place]
+    if left + width > image.width or top + height > image.height:
+        raise ValueError(
+            f"Expected the box of row {row} to lie inside its picture of {image.width} x "
+            f"{image.height} pixels, got {pictures.boxes[place]} (left, top, width, height). "
+            "Repair or remove the row."
+        )
+    return image.crop((left, top, left + width, top + height))
 
 
 class PreparedImages(torch.utils.data.Dataset):
-    """The distinct images as a model's processor prepares them, for a ``DataLoader``."""
+    """The distinct pictures as a model's processor prepares them, for a ``DataLoader``."""
 
-    def __init__(self, rows: RowIndex, image_processor: Callable):
-        self.rows = rows
+    def __init__(self, index: "Comparisons", image_processor: Callable):
+        self.index = index
         self.image_processor = image_processor
 
     def __len__(self) -> int:
-        return len(self.rows.first_rows)
+        return len(self.index.pictures)
 
     def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
-        inputs = self.image_processor(open_image(self.rows, place), return_tensors="pt")
+        inputs = self.image_processor(open_image(self.index, place), return_tensors="pt")
         return {name: values[0] for name, values in inputs.items()}

@@ -114,10 +114,16 @@ def load_source(
 
 
 def check_content(
-    split: str, rows: Dataset, image_digests: Sequence[str], stated: str | None
+    split: str, rows: Dataset, image_digests: Sequence[str] | None, stated: str | None
 ) -> str:
     """Hash the content of a split, and raise where the dataset's card states another."""
-    found = content_of(rows, image_digests)
+    try:
+        found = content_of(rows, image_digests)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"Expected the rows of split {split!r} to hold UTF-8 text, got other bytes ({error}). "
+            "The data is damaged: build or download it again."
+        ) from error
     if stated not in (None, found):
         raise ValueError(
             f"Expected the rows of split {split!r} to be those that the dataset's card states "

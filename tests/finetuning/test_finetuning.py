@@ -49,7 +49,7 @@ from hard_positives.finetuning.rows import (
     identify_content,
 )
 from hard_positives.finetuning.trainer import ContrastiveTrainer
-from hard_positives.suite.rows import CAPTION_COLUMNS
+from hard_positives.suite.comparisons import CAPTION_COLUMNS
 from hard_positives_dataset.folders import lock_for
 from hard_positives_dataset.shapes import generate_rows
 

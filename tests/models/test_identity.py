@@ -53,7 +53,7 @@ def test_no_change_is_served_from_the_cache_of_before(name):
 
 def test_the_same_model_has_the_same_identity_in_another_process(tiny_clip, model, processor):
     program = f"""
-from hard_positives.scoring.score import load_model
+from hard_positives.models.loading import load_model
 print(load_model({str(tiny_clip)!r}, device="cpu").identity.cache_key)
 """
     command = [sys.executable, "-c", program]

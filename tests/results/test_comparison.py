@@ -5,6 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import statsmodels.api as sm
+from conftest import as_scores
 
 from hard_positive_metric import paired_difference, row_outcomes
 from hard_positives import EvaluationResult, compare, render_comparison
@@ -26,8 +27,10 @@ def make_result(logits, **columns) -> EvaluationResult:
         "substitution": [""] * num_rows,
         "image_id": [str(row) for row in range(num_rows)],
         "flaws": [[]] * num_rows,
+        **dict.fromkeys(("caption", "hard_positive", "hard_negative"), ["text"] * num_rows),
+        "image_sha256": ["0"] * num_rows,
     }
-    scores = pa.table({**defaults, **columns})
+    scores = pa.table(as_scores({**defaults, **columns}))
     logits = pa.array(np.asarray(logits, dtype=np.float32).tolist(), pa.list_(pa.float32()))
     return EvaluationResult(scores.append_column("logits", logits), SIGNATURE)
 
@@ -68,7 +71,7 @@ def expected(first, second, figure, group) -> dict:
     kinds = np.array(first.scores["category"].to_pylist())
     rows = np.isin(kinds, [group]) if group in ("attribute", "relation") else kinds == kinds
     kinds = kinds[rows] if group == "macro" else np.zeros(rows.sum())
-    images = np.unique(first.scores["image_id"].to_pylist(), return_inverse=True)[1][rows]
+    images = np.unique(first.scores["cluster"].to_pylist(), return_inverse=True)[1][rows]
     values = [
         getattr(row_outcomes(result.logits[rows]), FIELDS[figure]).astype(float)
         for result in (first, second)
@@ -151,7 +154,7 @@ def test_more_is_better_for_accuracies_and_worse_for_brittleness_and_drop():
 
 def test_every_figure_has_the_estimate_of_the_metric_with_images_as_clusters():
     pair = random_pair(3)
-    kinds, images = (pair[0].scores[name].to_pylist() for name in ("category", "image_id"))
+    kinds, images = (pair[0].scores[name].to_pylist() for name in ("category", "cluster"))
     before, after = (row_outcomes(result.logits).brittle.astype(int) for result in pair)
     [row] = [
         row
@@ -199,7 +202,7 @@ LOGITS = [[3.0, 2.0, 1.0], [3.0, 1.0, 2.0], [1.0, 2.0, 3.0]]
         (make_result(LOGITS, id=["a", "b", "c"]), r"another 'id' in 3 rows of 3, by .*-00000,"),
         (make_result(LOGITS, flaws=[[], ["duplicate"], []]), r"another 'flaws' in 1 rows .*00001"),
         (make_result(LOGITS, category=["a", "b", "c"]), "another 'category'"),
-        (make_result(LOGITS, image_id=["0", "1", "1"]), "another 'image_id' in 1 rows"),
+        (make_result(LOGITS, image_id=["0", "1", "1"]), "another 'cluster' in 1 rows"),
     ],
 )
 def test_other_rows_or_views_are_refused_by_name(other, message):

@@ -9,7 +9,7 @@ from transformers import AutoProcessor, CLIPModel
 
 from hard_positive_metric import compute_metrics
 from hard_positives import EvaluationResult, evaluate, render_table, score
-from hard_positives.suite.rows import CAPTION_COLUMNS
+from hard_positives.suite.comparisons import CAPTION_COLUMNS
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +50,20 @@ def test_rows_without_id_category_or_image_id_get_them(result, benchmark):
     swap = result.scores.slice(30)
     assert swap["id"].to_pylist()[:2] == ["swap-00000", "swap-00001"]
     assert set(swap["category"].to_pylist()) == {"swap"}
-    images = swap["image_id"].to_pylist()
+    images = swap["cluster"].to_pylist()
     assert len(set(images)) == 3  # rows 30 to 39 show the pictures 7, 8 and 9
     assert images[0] == images[1] != images[2]
 
 
 def test_what_was_scored_stands_beside_its_logits(result, benchmark):
-    for column in CAPTION_COLUMNS:
-        texts = [text for rows in benchmark.values() for text in rows[column]]
-        assert result.scores[column].to_pylist() == texts
+    expected = [
+        [row[name] for name in CAPTION_COLUMNS] for rows in benchmark.values() for row in rows
+    ]
+    assert result.scores["captions"].to_pylist() == expected
+    assert result.scores["labels"].to_pylist() == [[True, True, False]] * 40
     cell = benchmark["swap"].cast_column("image", Image(decode=False))[0]["image"]
     digest = hashlib.sha256(cell["bytes"]).hexdigest()
-    assert result.scores["image_sha256"][30].as_py() == digest
+    assert result.scores["images"][30].as_py() == [digest]
 
 
 def test_a_single_split_can_be_chosen(tiny_clip, benchmark, result):
@@ -92,8 +94,8 @@ def test_a_second_run_saves_the_same_bytes(result, tiny_clip, benchmark, tmp_pat
 def test_the_saved_scores_can_be_read_with_pyarrow_alone(result, tmp_path):
     scores = pq.read_table(result.save(tmp_path) / "scores.parquet")
     assert scores.column_names == [
-        *("id", "split", "category", "substitution", "image_id", "flaws"),
-        *("caption", "hard_positive", "hard_negative", "image_sha256", "logits"),
+        *("id", "split", "category", "substitution", "cluster", "flaws"),
+        *("direction", "set", "images", "captions", "labels", "logits"),
     ]
     assert scores.schema.field("logits").type.value_type == "float"
 

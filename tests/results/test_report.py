@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import ROOT
+from conftest import ROOT, as_scores
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as PILImage
 
@@ -27,7 +27,7 @@ from hard_positives.results.evaluation import SCORES_SCHEMA
 from hard_positives.results.gallery import GALLERY_BYTES, GALLERY_ROWS, choose_examples
 from hard_positives.results.report import command_of
 from hard_positives.suite import published
-from hard_positives.suite.rows import CAPTION_COLUMNS
+from hard_positives.suite.comparisons import CAPTION_COLUMNS
 from hard_positives_dataset import build_parquet
 from hard_positives_dataset.annotations import read_annotation_dir, read_triples
 from hard_positives_dataset.shapes import IMAGE_SIZE, generate_rows
@@ -60,7 +60,7 @@ def make_result(rows_by_split, name: str, *, ahead=1.0, edit_cost=0.3, dataset_i
         for cell in rows.cast_column("image", Image(decode=False))["image"]
     ]
     columns |= {"split": splits, "logits": list(logits.astype(np.float32))}
-    scores = pa.table(columns, schema=SCORES_SCHEMA)
+    scores = pa.table(as_scores(columns), schema=SCORES_SCHEMA)
     signature = {
         "model": {"id": name, "revision": None, "weights_sha256": f"{seed:08d}" * 8},
         "dtype": "float32",
@@ -391,7 +391,7 @@ def poisoned() -> list[EvaluationResult]:
     made = []
     for of_model in logits:
         columns = {name: [row[name] for row in rows] for name in rows[0]}
-        scores = pa.table({**columns, "logits": list(of_model)}, schema=SCORES_SCHEMA)
+        scores = pa.table(as_scores({**columns, "logits": list(of_model)}), schema=SCORES_SCHEMA)
         signature = {
             "model": {"id": "a\n`````\n<script>\ud800", "revision": "x", "weights_sha256": "y"},
             "processor": {"sha256": "z", "preprocessing": "\x1b[31m"},
@@ -537,8 +537,9 @@ def test_examples_are_the_rows_on_which_models_disagree_with_their_own_logits(re
         row = places[example.id]
         assert differing[row] and example.picture is not None
         assert example.outcomes == outcomes[:, row].tolist()
-        np.testing.assert_allclose(example.logits, [result.logits[row] for result in results])
-        assert example.captions[0] == captions[example.id]
+        logits = np.array([candidate.logits for candidate in example.candidates])
+        np.testing.assert_allclose(logits.T, [result.logits[row] for result in results])
+        assert example.candidates[0].text == captions[example.id]
 
 
 def test_examples_of_one_model_are_of_every_category_and_outcome(results, world):
@@ -577,7 +578,7 @@ def test_a_corrected_dataset_does_not_change_the_captions_that_were_scored(
     later = world[1].map(corrected)
     now = write_report(results, tmp_path, dataset=later)
     assert now.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
-    scored = {text for name in CAPTION_COLUMNS for text in results[0].scores[name].to_pylist()}
+    scored = set(results[0].scores["captions"].combine_chunks().flatten().to_pylist())
     assert shown_captions(now) <= scored
     markdown = now.with_name("report.md").read_text(encoding="utf-8")
     assert "corrected" not in markdown and next(iter(shown_captions(now))) in markdown
@@ -709,8 +710,10 @@ def published_rows() -> pa.Table:
     if not folder.is_dir():
         pytest.skip("needs the published annotations: HARD_POSITIVES_DATA")
     triples = read_triples(read_annotation_dir(folder, ("replace",)), "replace")
-    names = ("id", "category", *CAPTION_COLUMNS)
-    return pa.table({name: [getattr(triple, name) for triple in triples] for name in names})
+    captions = [[getattr(triple, name) for name in CAPTION_COLUMNS] for triple in triples]
+    labels = [[True, True, False]] * len(triples)
+    about = {name: [getattr(triple, name) for triple in triples] for name in ("id", "category")}
+    return pa.table({**about, "captions": captions, "labels": labels})
 
 
 def test_the_published_rows_are_known_by_their_captions(published_rows):
@@ -718,10 +721,10 @@ def test_the_published_rows_are_known_by_their_captions(published_rows):
     known = "The captions of attribute and relation scored here are the published ones."
     assert published.describe_rows(published_rows) == known
     assert published.describe_rows(published_rows[::-1]) == known
-    captions = published_rows["hard_positive"].to_pylist()
-    captions[20_000] += "s"
-    place = published_rows.column_names.index("hard_positive")
-    one_letter = published_rows.set_column(place, "hard_positive", pa.array(captions))
+    captions = published_rows["captions"].to_pylist()
+    captions[20_000][1] += "s"
+    place = published_rows.column_names.index("captions")
+    one_letter = published_rows.set_column(place, "captions", pa.array(captions))
     assert published.describe_rows(one_letter) == (
         "The captions of attribute scored here are the published ones. The rows of relation scored "
         "here are other rows: compare the pattern, not the values."

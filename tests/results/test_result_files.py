@@ -77,6 +77,9 @@ def make_result(name: str, num_rows: int = 60) -> EvaluationResult:
     texts = [f"{name} {row} {random.Random(row).random()}" for row in range(num_rows)]
     columns = {
         **{field.name: texts for field in SCORES_SCHEMA},
+        "images": [[text] for text in texts],
+        "captions": [[text] * 3 for text in texts],
+        "labels": [[True, True, False]] * num_rows,
         "split": ["swap"] * num_rows,
         "category": ["swap"] * num_rows,
         "flaws": [[]] * num_rows,
@@ -156,7 +159,7 @@ def test_a_save_on_a_full_disk_leaves_the_older_result(tmp_path):
         pytest.skip("this container may not mount")
     try:
         outcomes = []
-        for free in range(0, 160, 4):  # kB
+        for free in range(0, 240, 4):  # kB
             folder = old.save(disk / "result")
             room = shutil.disk_usage(disk).free - free * 1024
             (disk / "filler").write_bytes(bytes(max(0, room)))

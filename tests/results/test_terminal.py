@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from hard_positives import EvaluationResult, compare
 from hard_positives.cli import app
-from hard_positives.suite.rows import CAPTION_COLUMNS
+from hard_positives.suite.comparisons import CAPTION_COLUMNS
 
 COMMAND = [sys.executable, "-m", "hard_positives"]
 

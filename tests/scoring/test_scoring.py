@@ -11,8 +11,9 @@ from PIL import Image
 from transformers import AutoProcessor, BertConfig, BertModel, CLIPModel, CLIPTokenizer
 
 from hard_positives import score as score_with_cache
-from hard_positives.scoring.score import load_model
-from hard_positives.suite.rows import CAPTION_COLUMNS, index_rows, open_image
+from hard_positives.models.loading import load_model
+from hard_positives.suite.comparisons import CAPTION_COLUMNS, Columns, read_comparisons
+from hard_positives.suite.rows import open_image
 
 score = partial(score_with_cache, cache=False)  # tests/test_engine.py has the cache
 
@@ -99,7 +100,8 @@ def test_row_i_of_the_result_is_row_i_of_the_dataset(tiny_clip, triples):
 
 
 def test_any_caption_columns_can_be_scored(tiny_clip, triples):
-    pair = score(tiny_clip, triples, caption_columns=("hard_negative", "caption"))
+    columns = Columns(positives="hard_negative", negatives="caption")
+    pair = score(tiny_clip, triples, columns=columns)
     np.testing.assert_allclose(pair, score(tiny_clip, triples)[:, [2, 0]], atol=1e-5, rtol=0)
 
 
@@ -115,7 +117,7 @@ def test_exif_orientation_is_not_applied(tiny_clip):
     captions = {name: [name] * 2 for name in CAPTION_COLUMNS}
     rows = Dataset.from_dict({"image": files, **captions}).cast_column("image", ImageFeature())
     plain, rotated = score(tiny_clip, rows)
-    assert len(index_rows(rows).first_rows) == 2
+    assert len(read_comparisons(rows).pictures) == 2
     np.testing.assert_array_equal(plain, rotated)
 
 
@@ -127,7 +129,7 @@ def test_images_on_disk_are_scored_as_those_in_the_rows(tiny_clip, tmp_path, tri
     for row in range(0, len(rows), 3):
         rows[row]["image"] = {"bytes": None, "path": str(tmp_path / f"{row}.png")}
     mixed = Dataset.from_list(rows, features=triples.features)
-    assert index_rows(mixed).image_digests == index_rows(triples).image_digests
+    assert read_comparisons(mixed).image_digests == read_comparisons(triples).image_digests
     np.testing.assert_array_equal(score(tiny_clip, mixed), score(tiny_clip, triples, cache=False))
 
 
@@ -136,7 +138,7 @@ def test_an_image_file_that_changes_while_it_is_scored_is_refused(tmp_path, trip
     (tmp_path / "0.png").write_bytes(cells[0]["bytes"])
     rows = triples.select(range(1)).to_list()
     rows[0]["image"] = {"bytes": None, "path": str(tmp_path / "0.png")}
-    index = index_rows(Dataset.from_list(rows, features=triples.features))
+    index = read_comparisons(Dataset.from_list(rows, features=triples.features))
     assert open_image(index, 0).size == (60, 40)
     (tmp_path / "0.png").write_bytes(cells[39]["bytes"])
     with pytest.raises(ValueError, match="image file of row 0 to stay as it is"):
