@@ -244,6 +244,7 @@ def evaluate(
 
     from hard_positives import Columns, render_table
     from hard_positives import evaluate as evaluate_model
+    from hard_positives.names import printable
     from hard_positives.results.files import prepare_folder
     from hard_positives.scoring.machine import is_main_process
 
@@ -284,6 +285,7 @@ def evaluate(
         typer.echo(json.dumps({"signature": result.signature, "metrics": result.metrics}, indent=2))
         return
     rich.print(render_table(result))
+    typer.echo(printable(result.signature_line))  # in one piece, to be copied
     if (model, dataset) == ("shapes_clip", "shapes") and not quiet:
         typer.echo(NEXT_STEP)
 
@@ -328,6 +330,7 @@ def compare(
 
     from hard_positives import EvaluationResult, render_comparison
     from hard_positives import compare as compare_results
+    from hard_positives.names import printable
 
     results = [EvaluationResult.load(folder) for folder in (first, second)]
     differences = compare_results(*results)
@@ -335,6 +338,8 @@ def compare(
         typer.echo(json.dumps([asdict(difference) for difference in differences], indent=2))
     else:
         rich.print(render_comparison(*results))
+        for result in results:
+            typer.echo(printable(result.signature_line))
 
 
 @app.command()

@@ -111,8 +111,7 @@ def render_table(result: EvaluationResult) -> Table:
         *_no_interval(_all_rows([result])),
         *_preparation(result),
     ]
-    explanation = f"{' '.join(footing)}\n{printable(result.signature_line)}"
-    table = _new_table(_text(name_of(result)), explanation)
+    table = _new_table(_text(name_of(result)), " ".join(footing))
     table.add_column("", overflow="fold")
     table.add_column("rows", justify="right", no_wrap=True)
     for name in columns:
