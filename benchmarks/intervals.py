@@ -30,7 +30,13 @@ import numpy as np
 from scipy import stats
 
 # What the public functions do after reading labels, which would take most of the time.
-from hard_positive_metric.hard_positive_metric import _expected_spread, _layout, _paired, _share
+from hard_positive_metric.hard_positive_metric import (
+    _counts,
+    _expected_spread,
+    _layout,
+    _paired,
+    _share,
+)
 from hard_positives_dataset.annotations import read_annotation_dir, read_triples
 
 Random = np.random.Generator
@@ -132,7 +138,8 @@ def mcnemar(won: np.ndarray, lost: np.ndarray) -> np.ndarray:
 
 def coverage(rows: Rows, runs: int, seed: int) -> Iterator[tuple[str, list[float], bool]]:
     """By correlation: coverage, mean width and share without an interval for every p."""
-    layout, num_rows = _layout(rows.groups, rows.clusters), len(rows.clusters)
+    num_rows = len(rows.clusters)
+    layout = _layout(num_rows, rows.groups, rows.clusters)
     effective = 1 + _expected_spread(layout, 1.0)[2]
     limit = COVERAGE_OF_50 if num_rows == 50 else COVERAGE
     for correlation in CORRELATIONS if layout.mean_size > 1 else CORRELATIONS[:1]:
@@ -141,7 +148,8 @@ def coverage(rows: Rows, runs: int, seed: int) -> Iterator[tuple[str, list[float
             random = np.random.default_rng([seed, num_rows, round(100 * p)])
             ends = []
             for _ in range(runs):
-                share = _share(draw_shares(rows, p, correlation, random), layout)
+                values = draw_shares(rows, p, correlation, random)
+                share = _share(_counts(values, layout), layout)
                 if share.ci_low is not None:
                     ends.append((share.ci_low, share.ci_high))
             low, high = np.array(ends).reshape(-1, 2).T
@@ -154,7 +162,8 @@ def coverage(rows: Rows, runs: int, seed: int) -> Iterator[tuple[str, list[float
 
 def level(rows: Rows, runs: int, seed: int) -> Iterator[tuple[str, list[float], bool]]:
     """By correlation: how often the two tests find a difference, for every p."""
-    layout, num_rows = _layout(rows.groups, rows.clusters), len(rows.clusters)
+    num_rows = len(rows.clusters)
+    layout = _layout(num_rows, rows.groups, rows.clusters)
     effective = 1 + _expected_spread(layout, 1.0)[2]
     for correlation in (0.0, 0.3, 1.0) if layout.mean_size > 1 else (0.0,):
         cells, is_high = [], False

@@ -1,9 +1,10 @@
 """The hard-positive metric tells a compositional model from one that is sensitive to any edit.
 
 An image is scored against captions that are true of it (positives: the original caption and hard
-positives) and captions that are false (hard negatives). Plain functions on NumPy arrays come first
-and hold every formula; `HardPositiveMetric` at the end is their thin shell for the `evaluate`
-library. No models, images or files here, and no percentages: every figure is a fraction.
+positives) and captions that are false (hard negatives); or a caption against images. Plain
+functions on NumPy arrays come first and hold every formula; `HardPositiveMetric` at the end is
+their thin shell for the `evaluate` library. No models, images or files here, and no percentages:
+every figure is a fraction.
 
 `evaluate` copies this file alone into a cache and reads its dependencies line by line, hence one
 plain module for each line that brings one in, no comment on those lines, and no use of anything
@@ -115,20 +116,22 @@ _CITATION = """\
 
 _INPUTS_DESCRIPTION = """
 Args:
-    predictions: (N, K) logits or similarities, one row an image, one column a caption. Higher means
-        a better match.
-    references: (N, K) of 1 (the caption is true of the image) and 0 (false). The first 1 of a row
-        is the original caption. Left out, K must be 3 and every row is [1, 1, 0]: caption, hard
-        positive, hard negative.
+    predictions: N rows of logits or similarities, one row an image, one entry a caption; rows may
+        differ in length. Higher means a better match.
+    references: N rows of 1 (the caption is true of the image) and 0 (false), as long as those of
+        predictions. The first 1 of a row is the original caption. Left out, rows must be 3 long
+        and every one is [1, 1, 0]: caption, hard positive, hard negative.
     groups: N labels (str or int), such as the category; adds `groups` (every figure by label) and
         `macro` (their unweighted mean).
     clusters: N labels (str or int), such as the image id; rows that share one are not counted as
         independent.
+    sets: N labels (str or int); adds `set_accuracy`, the share of sets whose rows are all right.
 
 Returns:
     A dict of floats (fractions) and ints (counts): `original_accuracy`, `augmented_accuracy`,
     `brittleness`, `drop`, `tie_rate`, each with `_standard_error`, `_ci_low` and `_ci_high`; the
-    first three with `_half_credit`; and the counts that they are made from.
+    first three with `_half_credit`; and the counts that they are made from. Brittleness and drop
+    are left out where no row has two positives.
 
 Examples:
     >>> import evaluate
@@ -143,8 +146,8 @@ Examples:
     One positive and one negative a row is plain pairwise accuracy:
 
     >>> results = metric.compute(predictions=[[2.0, 1.0], [1.0, 2.0]], references=[[1, 0], [1, 0]])
-    >>> results["original_accuracy"]
-    0.5
+    >>> results["original_accuracy"], "brittleness" in results
+    (0.5, False)
 """
 
 
@@ -210,17 +213,19 @@ def row_outcomes(predictions, references=None) -> RowOutcomes:
     may lie between the positives, or a third positive stand above n.
 
     Args:
-        predictions: (N, K) finite logits, lists, an array, a tensor or a data frame.
-        references: (N, K) of 1 and 0, at least one of each in a row; may be left out for triples.
+        predictions: N rows of finite logits, which may differ in length: lists, an array, a
+            tensor, a data frame, or Arrow lists (`pyarrow`, lists of fixed size too).
+        references: N rows of 1 and 0, as long as those of predictions, at least one of each in a
+            row; may be left out for triples.
 
     Returns:
         The outcomes of the N rows.
 
     Raises:
         TypeError: An entry is not a number, or a tensor is sparse, quantised, nested or meta.
-        ValueError: No rows, rows of different lengths, NaN or infinity, labels other than 0 and 1,
-            a row without a positive or without a negative, `references` of another shape, or left
-            out where K is not 3.
+        ValueError: No rows, an empty row, NaN or infinity, labels other than 0 and 1, a row without
+            a positive or without a negative, `references` of other lengths, or left out where a row
+            is not 3 long.
 
     Examples:
         >>> rows = row_outcomes([[3.0, 2.0, 1.0], [3.0, 1.0, 2.0], [3.0, 1.0, 1.0]])
@@ -228,6 +233,12 @@ def row_outcomes(predictions, references=None) -> RowOutcomes:
         ['all_above', 'only_caption_above', 'tied']
         >>> rows.original_correct.tolist(), rows.augmented_correct.tolist()
         ([True, True, True], [True, False, False])
+
+        Rows of other lengths: three positives; a positive and two negatives.
+
+        >>> rows = row_outcomes([[3.0, 1.0, 4.0, 2.0], [2.0, 1.0, 3.0]], [[1, 1, 1, 0], [1, 0, 0]])
+        >>> rows.outcome.tolist(), rows.brittle.tolist()
+        (['only_caption_above', 'none_above'], [True, False])
 
     Source:
         The five counters of `run_eval.py` in github.com/amitakamath/hard_positives, commit 33addaa.
@@ -240,23 +251,16 @@ def row_outcomes(predictions, references=None) -> RowOutcomes:
 
 def _judge(logits: "_Lists", positive: np.ndarray) -> RowOutcomes:
     positives, negatives = _split(logits, positive)
-    several = positives.counts > 1
-    caption, others = positives.values[positives.first], positives.values.copy()
-    others[positives.first] = np.inf
-    worst_other = np.where(several, positives.reduce(np.minimum, others), caption)
+    caption, several = positives.values[positives.first], positives.counts > 1
+    worst_other = _worst_other(positives, caption)
     worst_positive = np.minimum(caption, worst_other)
     best_positive = positives.reduce(np.maximum, positives.values)
     best_negative = negatives.reduce(np.maximum, negatives.values)
 
-    # Of the negatives below the best positive, the highest says whether any is between.
-    ceiling = (
-        best_positive if negatives.values.ndim == 2 else np.repeat(best_positive, negatives.counts)
-    )
-    below = np.where(negatives.values < ceiling, negatives.values, -np.inf)
-    brittle = negatives.reduce(np.maximum, below) > worst_positive
-    not_above = np.where(negatives.values <= ceiling, negatives.values, -np.inf)
-    between_or_equal = negatives.reduce(np.maximum, not_above) >= worst_positive
-
+    low, high = negatives.spread(worst_positive), negatives.spread(best_positive)
+    between = (low < negatives.values) & (negatives.values < high)
+    between_or_equal = (low <= negatives.values) & (negatives.values <= high)
+    brittle = negatives.reduce(np.logical_or, between)
     caption_above, others_above = caption > best_negative, worst_other > best_negative
     tied = (best_negative == caption) | (best_negative == worst_other)
     # The places in OUTCOMES of what is above: 0 both, 1 the caption, 2 the others, 3 none.
@@ -270,7 +274,7 @@ def _judge(logits: "_Lists", positive: np.ndarray) -> RowOutcomes:
         original_tied=caption == best_negative,
         augmented_tied=worst_positive == best_negative,
         # "Two positives" means two candidates: equal ones count, a single one does not.
-        brittle_tied=between_or_equal & ~brittle & several,
+        brittle_tied=negatives.reduce(np.logical_or, between_or_equal) & ~brittle & several,
         num_positives=positives.counts,
         num_negatives=negatives.counts,
     )
@@ -289,14 +293,29 @@ class _Scores:
     def reduce(self, function: np.ufunc, values: np.ndarray) -> np.ndarray:
         """Reduce values in the places of these scores, row by row, to (N,)."""
         if values.ndim == 2:
-            return function.reduce(values, axis=0)
+            return function.reduce(values, axis=0) if len(values) > 1 else values[0]
         return function.reduceat(values, self.first)
+
+    def spread(self, per_row: np.ndarray) -> np.ndarray:
+        """Lay (N,) out so that it broadcasts with the values."""
+        return per_row if self.values.ndim == 2 else np.repeat(per_row, self.counts)
+
+
+def _worst_other(positives: _Scores, caption: np.ndarray) -> np.ndarray:
+    """Find every row's lowest positive apart from the first; the first where it is alone."""
+    if positives.values.ndim == 2:
+        others = positives.values[1:]
+        return positives.reduce(np.minimum, others) if len(others) else caption
+    others = positives.values.copy()
+    others[positives.first] = np.inf
+    return np.where(positives.counts > 1, positives.reduce(np.minimum, others), caption)
 
 
 def _split(logits: "_Lists", positive: np.ndarray) -> tuple[_Scores, _Scores]:
     """Take the positives and the negatives apart."""
-    values, width = logits.values, logits.width
-    if width and np.array_equal(positive[width:], positive[:-width]):
+    values, counts = logits.values, logits.count(positive)
+    if logits.is_alike(positive):
+        width = logits.width
         columns, masks = values.reshape(-1, width).T, (positive[:width], ~positive[:width])
         return tuple(
             _Scores(
@@ -304,7 +323,6 @@ def _split(logits: "_Lists", positive: np.ndarray) -> tuple[_Scores, _Scores]:
             )
             for mask in masks
         )
-    counts = np.add.reduceat(positive, logits.starts, dtype=np.int64)
     return _scores(values[positive], counts), _scores(values[~positive], logits.lengths - counts)
 
 
@@ -325,7 +343,9 @@ def compute_metrics(predictions, references=None, *, groups=None, clusters=None,
       `original_accuracy`.
     * `brittleness` (lower is better): some negative lies strictly between two positives. It
       misleads alone: a model that ranks the negative above all is not brittle, only wrong.
-    * `drop` = original - augmented (lower is better): rows that only the hard positives lose.
+    * `drop` = original - augmented (lower is better): rows that only the hard positives lose. A
+      single positive can neither be brittle nor drop: where no row has two, all keys of these two
+      figures are absent, not 0. Where some have, the others count as rows that are not.
     * `tie_rate` (lower is better): the highest negative equals the caption or the worst other
       positive. A tie is never right. More than a few ties usually mean logits computed in half
       precision.
@@ -336,9 +356,16 @@ def compute_metrics(predictions, references=None, *, groups=None, clusters=None,
       other", and the row the best over negatives and pairs: (num_brittle + num_brittle_tied / 2) /
       N.
 
-    Chance for triples of independent scores: 1/2, 1/3, 1/3. Every figure follows from the counts
-    `num_...`, and these add up over parts of the data (`num_clusters` only where no cluster is in
-    two parts).
+    * `set_accuracy`, with `sets` (higher is better): the share of sets whose rows are all
+      augmented-correct. It asks for more, the more rows a set has. In a group, a set is what of its
+      rows lies there. So where two images and two captions make a set of four rows, each image
+      among the captions and each caption among the images, and `groups` are these two directions,
+      `groups[direction]["set_accuracy"]` is the text and the image score of Winoground, and
+      `set_accuracy` its group score.
+
+    Chance for triples of independent scores: 1/2, 1/3, 1/3; `FIGURES` has it for any row. Every
+    figure follows from the counts `num_...`, and these add up over parts of the data
+    (`num_clusters` and the counts of sets only where none of these is in two parts).
 
     A figure is a weighted sum over rows, sum_i w_i x_i: w_i = 1 / N, and for `macro` over G groups
     w_i = 1 / (G N_g). With the residuals r_i = w_i (x_i - mean of the row's group), or overall
@@ -371,24 +398,33 @@ def compute_metrics(predictions, references=None, *, groups=None, clusters=None,
     varies by itself p (1 - p) is known. Fewer than 4 effective clusters (v < 3) give no interval:
     `_ci_low` and `_ci_high` are None. At 3 clusters it would be as wide as .9 of [0, 1].
 
+    For `set_accuracy` all of this holds with sets in the place of rows.
+
     Args:
-        predictions: (N, K) finite logits, one row an image, one column a caption.
-        references: (N, K) of 1 (true caption) and 0 (false); the first 1 of a row is the original
-            caption. Left out, K must be 3 and every row is [1, 1, 0].
+        predictions: N rows of finite logits, one row an image, one entry a caption; rows may differ
+            in length.
+        references: N rows of 1 (true caption) and 0 (false), as long as those of predictions; the
+            first 1 of a row is the original caption. Left out, every row must be 3 long and is
+            [1, 1, 0].
         groups: N labels, str or int.
-        clusters: N labels, str or int, such as the image id; may cross groups.
+        clusters: N labels, str or int, such as the image id; may cross groups. Left out where
+            `sets` are given, every set is a cluster, for all figures.
+        sets: N labels, str or int; rows that share one are right only together.
 
     Returns:
         A flat dict of Python floats and ints: `num_examples`, `num_clusters`, `num_` + each of
         `OUTCOMES`, `num_original_correct`, `num_augmented_correct`, `num_brittle`,
         `num_original_tied`, `num_augmented_tied`, `num_brittle_tied`, each figure with
-        `_standard_error`, `_ci_low` and `_ci_high` (or None), and three `_half_credit`. With
-        `groups` also `groups`, a dict of such dicts by label in order of appearance, and `macro`,
-        the unweighted mean of their figures with `num_examples`, `num_clusters` and `num_groups`.
+        `_standard_error`, `_ci_low` and `_ci_high` (or None), and three `_half_credit`. Without a
+        row of two positives, no key of `brittle...` or `drop`. With `sets` also `num_sets`,
+        `num_sets_correct` and `set_accuracy`. With `groups` also `groups`, a dict of such dicts by
+        label in order of appearance, and `macro`, the unweighted mean of the figures that all of
+        them have, with `num_examples`, `num_clusters`, `num_sets` and `num_groups`.
 
     Raises:
         TypeError: As `row_outcomes`; or a label is neither str nor int.
-        ValueError: As `row_outcomes`; or a label is missing, or there are not N of them.
+        ValueError: As `row_outcomes`; or a label is missing, there are not N of them, or a set lies
+            in several clusters.
 
     Examples:
         >>> metrics = compute_metrics([[3, 2, 1], [3, 1, 2], [1, 3, 2], [1, 2, 3]])
@@ -402,6 +438,20 @@ def compute_metrics(predictions, references=None, *, groups=None, clusters=None,
         >>> metrics = compute_metrics([[3, 2, 1]] * 3 + [[1, 2, 3]], groups=["a", "a", "a", "b"])
         >>> metrics["original_accuracy"], metrics["macro"]["original_accuracy"]
         (0.75, 0.5)
+
+        Two images and two captions: each caption prefers its image, but image 2 the wrong caption.
+        Rows are image 1 and 2 among the captions, then caption 1 and 2 among the images.
+
+        >>> metrics = compute_metrics(
+        ...     [[9, 4], [6, 5], [9, 6], [4, 5]],
+        ...     [[1, 0], [0, 1], [1, 0], [0, 1]],
+        ...     groups=["image_to_text"] * 2 + ["text_to_image"] * 2,
+        ...     sets=["pair"] * 4,
+        ... )
+        >>> {name: part["set_accuracy"] for name, part in metrics["groups"].items()}
+        {'image_to_text': 0.0, 'text_to_image': 1.0}
+        >>> metrics["set_accuracy"]
+        0.0
 
     Source:
         Figures: Kamath et al., ECCV 2024, and `run_eval.py` of
@@ -431,6 +481,47 @@ def compute_metrics(predictions, references=None, *, groups=None, clusters=None,
     }
     metrics["macro"] = _macro(rows, groups, clusters, sets, metrics)
     return metrics
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SetOutcomes:
+    """Which of S sets are right; every field is in the order in which the sets appear."""
+
+    labels: list
+    correct: np.ndarray
+    """(S,) bool: all rows of the set are augmented-correct. Its mean is `set_accuracy`."""
+    first_row: np.ndarray
+    """(S,) int: where the set first appears, which gives its group or cluster."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def set_outcomes(outcomes: RowOutcomes, sets) -> SetOutcomes:
+    """Say which sets of rows are right as a whole.
+
+    Args:
+        outcomes: Of N rows.
+        sets: N labels, str or int.
+
+    Returns:
+        A set is right if all its rows are `augmented_correct`; so a tie makes it wrong. For a
+        paired difference between two models take the second's `correct` less the first's.
+
+    Raises:
+        TypeError: A label is neither str nor int.
+        ValueError: A label is missing, or there are not N of them.
+
+    Examples:
+        >>> rows = row_outcomes([[3, 2, 1], [1, 2, 3], [3, 2, 1], [3, 2, 1]])
+        >>> found = set_outcomes(rows, ["b", "a", "a", "b"])
+        >>> found.labels, found.correct.tolist(), found.first_row.tolist()
+        (['b', 'a'], [True, False], [0, 1])
+    """
+    if sets is None:
+        raise TypeError("Expected sets to be a list of labels, got None. Pass one label a row.")
+    labels, codes = _codes(sets, "sets", len(outcomes))
+    return SetOutcomes(labels, _all_right(outcomes, codes), _first_rows(codes))
 
 
 def wilson_interval(share: float, num_rows: float, *, dof: float = math.inf) -> tuple[float, float]:
@@ -999,8 +1090,9 @@ def _codes(labels, name: str, num_rows: int) -> tuple[list | None, np.ndarray | 
         labels = [label.item() if isinstance(label, _LABEL_SCALARS) else label for label in labels]
         if not set(map(type, labels)) <= {str, int}:
             _refuse_labels(labels, name)
-    places = {label: place for place, label in enumerate(dict.fromkeys(labels))}
-    return list(places), np.fromiter(map(places.__getitem__, labels), dtype=int, count=num_rows)
+    places = collections.defaultdict(itertools.count().__next__)
+    codes = np.fromiter(map(places.__getitem__, labels), dtype=np.int64, count=num_rows)
+    return list(places), codes
 
 
 def _label_list(labels, name: str) -> list:
@@ -1050,6 +1142,17 @@ class _Lists:
     @property
     def starts(self) -> np.ndarray:
         return np.cumsum(self.lengths) - self.lengths
+
+    def is_alike(self, mask: np.ndarray) -> bool:
+        """Whether a flat mask of the entries is the same in every row."""
+        width = self.width
+        return width is not None and np.array_equal(mask[width:], mask[:-width])
+
+    def count(self, mask: np.ndarray) -> np.ndarray:
+        """Count the entries of every row that a flat mask picks."""
+        if self.is_alike(mask):
+            return np.broadcast_to(np.count_nonzero(mask[: self.width]), len(self))
+        return np.add.reduceat(mask, self.starts, dtype=np.int64)
 
     def rows_of(self, entries: np.ndarray) -> np.ndarray:
         """List the rows of some entries, given as a bool mask."""
@@ -1124,7 +1227,7 @@ def _check_labels(labels: _Lists, positive: np.ndarray, first_row: int) -> None:
             "Use 1 for a true caption and 0 for a false one.",
             first_row=first_row,
         )
-    counts = np.add.reduceat(positive, labels.starts, dtype=np.int64)
+    counts = labels.count(positive)
     for kind, label, fewest in (("positive", 1, 0), ("negative", 0, labels.lengths)):
         without = np.flatnonzero(counts == fewest)
         if len(without):
@@ -1332,7 +1435,7 @@ class HardPositiveMetric(evaluate.Metric):
 
     Rows are checked when they are added, so a NaN is refused in the batch that brings it and the
     rows before it are kept. With `num_process` above 1, process 0 alone computes, and passes the
-    labels of all rows in `groups` and `clusters`, those of process 0 first.
+    labels of all rows in `groups`, `clusters` and `sets`, those of process 0 first.
     """
 
     def _info(self) -> evaluate.MetricInfo:

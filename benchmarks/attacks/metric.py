@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas
+import pyarrow as pa
 import torch
 from scipy import sparse
 
@@ -30,7 +31,8 @@ BIG = 2**53 + 1  # float64 holds 2**53 and 2**53 + 2
 def with_entry(rows: Rows, place: random.Random, entry: Any) -> Rows:
     """Put an entry somewhere."""
     rows = [list(row) for row in rows]
-    rows[place.randrange(len(rows))][place.randrange(len(rows[0]))] = entry
+    row = place.choice(rows)
+    row[place.randrange(len(row))] = entry
     return rows
 
 
@@ -39,7 +41,8 @@ def masked(rows: Rows, place: random.Random) -> np.ma.MaskedArray:
     return np.ma.masked_array(rows, mask)
 
 
-def ragged(rows: Rows, place: random.Random) -> Rows:
+def longer(rows: Rows, place: random.Random) -> Rows:
+    """A row and an entry more than the labels, or the logits, have."""
     rows = [list(row) for row in rows] + [[1.0] * len(rows[0])]
     rows[place.randrange(len(rows))].append(0.0)
     return rows
@@ -54,10 +57,27 @@ def quantised(rows: Rows, place: random.Random) -> torch.Tensor:
     return torch.quantize_per_tensor(torch.tensor(rows), 0.1, 0, torch.qint8)
 
 
-# Rows of halves between -4 and 4 -> the same figures in another form.
-VALID: dict[str, Callable[[Rows, random.Random], Any]] = {
+# Rows of halves between -4 and 4, of any lengths -> the same figures in another form.
+VALID_LISTS: dict[str, Callable[[Rows, random.Random], Any]] = {
     "lists": lambda rows, place: rows,
     "tuples": lambda rows, place: tuple(map(tuple, rows)),
+    "fractions": lambda rows, place: [[Fraction(entry) for entry in row] for row in rows],
+    "large ints": lambda rows, place: [[int(2 * entry) * 2**60 for entry in row] for row in rows],
+    "huge ints": lambda rows, place: [[int(2 * entry) * 2**900 for entry in row] for row in rows],
+    "rows of arrays": lambda rows, place: [np.array(row) for row in rows],
+    "rows of tensors": lambda rows, place: [torch.tensor(row) for row in rows],
+    "rows with nothing masked": lambda rows, place: [np.ma.array(row) for row in rows],
+    "array of lists": lambda rows, place: np.fromiter(rows, dtype=object),
+    "series of lists": lambda rows, place: pandas.Series(rows),
+    "Arrow lists": lambda rows, place: pa.array(rows, pa.list_(pa.float32())),
+    "large Arrow lists": lambda rows, place: pa.array(rows, pa.large_list(pa.float64()))[0:],
+    "chunks of Arrow lists": lambda rows, place: pa.chunked_array([rows[:1], rows[1:]]),
+}
+VALID: dict[str, Callable[[Rows, random.Random], Any]] = {
+    **VALID_LISTS,
+    "Arrow lists of one size": lambda rows, place: pa.array(
+        rows, pa.list_(pa.float32(), len(rows[0]))
+    ),
     "float16": lambda rows, place: np.array(rows, np.float16),
     "float64": lambda rows, place: np.array(rows),
     "longdouble": lambda rows, place: np.array(rows, np.longdouble),
@@ -66,20 +86,14 @@ VALID: dict[str, Callable[[Rows, random.Random], Any]] = {
     "int8": lambda rows, place: (2 * np.array(rows)).astype(np.int8),
     "uint64": unsigned,
     "objects": lambda rows, place: np.array(rows, dtype=object),
-    "fractions": lambda rows, place: [[Fraction(entry) for entry in row] for row in rows],
-    "large ints": lambda rows, place: [[int(2 * entry) * 2**60 for entry in row] for row in rows],
-    "huge ints": lambda rows, place: [[int(2 * entry) * 2**900 for entry in row] for row in rows],
-    "rows of arrays": lambda rows, place: [np.array(row) for row in rows],
-    "rows of tensors": lambda rows, place: [torch.tensor(row) for row in rows],
     "tensor": lambda rows, place: torch.tensor(rows),
     "bfloat16": lambda rows, place: torch.tensor(rows, dtype=torch.bfloat16, requires_grad=True),
     "data frame": lambda rows, place: pandas.DataFrame(rows),
     "nullable data frame": lambda rows, place: pandas.DataFrame(rows, dtype="Float64"),
     "nothing masked": lambda rows, place: np.ma.masked_array(rows, False),
-    "rows with nothing masked": lambda rows, place: [np.ma.array(row) for row in rows],
 }
-# What to do to valid rows so that they must be refused.
-MALFORMED: dict[str, Callable[[Rows, random.Random], Any]] = {
+# What to do to valid rows of any lengths so that they must be refused.
+MALFORMED_LISTS: dict[str, Callable[[Rows, random.Random], Any]] = {
     **{
         f"entry {entry!r}"[:40]: lambda rows, place, entry=entry: with_entry(rows, place, entry)
         for entry in (
@@ -89,6 +103,19 @@ MALFORMED: dict[str, Callable[[Rows, random.Random], Any]] = {
             *(np.uint64(2**64 - 1), np.int64(BIG), np.longdouble(1) / 3, torch.tensor(1j)),
         )
     },
+    "Arrow lists with a null": lambda rows, place: pa.array(with_entry(rows, place, None)),
+    "Arrow lists with NaN": lambda rows, place: pa.array(with_entry(rows, place, float("nan"))),
+    "Arrow lists and a null": lambda rows, place: pa.array([*rows, None]),
+    "Arrow lists and an empty one": lambda rows, place: pa.array([*rows, []]),
+    "Arrow lists of str": lambda rows, place: pa.array([[*map(str, row)] for row in rows]),
+    "Arrow numbers": lambda rows, place: pa.array(rows[0]),
+    "longer": longer,
+    "longer arrays": lambda rows, place: [np.array(row) for row in longer(rows, place)],
+    "longer Arrow lists": lambda rows, place: pa.array(longer(rows, place)),
+    "empty row": lambda rows, place: [*rows[1:], []],
+}
+MALFORMED: dict[str, Callable[[Rows, random.Random], Any]] = {
+    **MALFORMED_LISTS,
     "int64 beyond": lambda rows, place: np.array(with_entry([[0] * 3] * 4, place, BIG)),
     "uint64 beyond": lambda rows, place: np.array(
         with_entry([[0] * 3] * 4, place, 2**64 - 1), "u8"
@@ -99,8 +126,6 @@ MALFORMED: dict[str, Callable[[Rows, random.Random], Any]] = {
     "masked ints": lambda rows, place: masked([[3, 2, 1]] * 4, place),
     "masked rows": lambda rows, place: list(masked(rows, place)),
     "masked objects": lambda rows, place: masked(rows, place).astype(object),
-    "ragged": ragged,
-    "ragged arrays": lambda rows, place: [np.array(row) for row in ragged(rows, place)],
     "no rows": lambda rows, place: place.choice([[], (), np.zeros((0, 3)), torch.zeros(0, 3)]),
     "no columns": lambda rows, place: [[] for _ in rows],
     "flat": lambda rows, place: place.choice([rows[0], np.array(rows[0]), torch.tensor(rows[0])]),
@@ -147,51 +172,97 @@ BAD_LABELS: dict[str, Callable[[list, random.Random], Any]] = {
 
 def reference(rows: Rows, labels: Rows) -> Counter:
     """Count by plain loops."""
-    counts = Counter(num_examples=len(rows))
+    counts, num_pairs = Counter(num_examples=len(rows)), 0
     for row, row_labels in zip(rows, labels, strict=True):
-        pairs = [(Fraction(entry), label) for entry, label in zip(row, row_labels, strict=True)]
-        true = [entry for entry, label in pairs if label == 1]
-        false = [entry for entry, label in pairs if label == 0]
+        true, false = apart(row, row_labels)
         counts["num_original_correct"] += all(true[0] > n for n in false)
-        counts["num_augmented_correct"] += all(p > n for p in true for n in false)
+        counts["num_augmented_correct"] += has_all_right(row, row_labels)
         counts["num_brittle"] += any(a < n < b for a in true for b in true for n in false)
         counts["num_tied"] += max(false) in (true[0], min(true[1:] or true))
+        num_pairs += len(true) > 1
+    if not num_pairs:
+        del counts["num_brittle"]
     return counts
+
+
+def apart(row: list, labels: list) -> tuple[list[Fraction], list[Fraction]]:
+    """The scores of the true captions and those of the false ones."""
+    pairs = [(Fraction(entry), label) for entry, label in zip(row, labels, strict=True)]
+    true, false = ([entry for entry, label in pairs if label == kind] for kind in (1, 0))
+    return true, false
+
+
+def has_all_right(row: list, labels: list) -> bool:
+    true, false = apart(row, labels)
+    return min(true) > max(false)
+
+
+def count_sets(rows: Rows, labels: Rows, sets: list) -> dict[str, int]:
+    wrong_sets = {
+        s for row, of, s in zip(rows, labels, sets, strict=True) if not has_all_right(row, of)
+    }
+    return {"num_sets": len(set(sets)), "num_sets_correct": len(set(sets) - wrong_sets)}
+
+
+def random_rows(seed: random.Random) -> tuple[Rows, Rows, bool]:
+    """Draw rows, their labels, and whether their lengths may differ."""
+    is_ragged, num_rows = seed.random() < 0.4, seed.randint(2, 9)
+    width = seed.choice([2, 3, 3, 3, 4])
+    widths = [seed.randint(2, 7) if is_ragged else width for _ in range(num_rows)]
+    rows = [[seed.randint(-8, 8) / 2 for _ in range(width)] for width in widths]
+    labels = [seed.sample([1, 0] + [seed.randint(0, 1)] * (width - 2), width) for width in widths]
+    if not is_ragged and seed.random() < 0.5:
+        labels = labels[:1] * num_rows
+    return rows, labels, is_ragged
 
 
 def random_input(seed: random.Random) -> tuple[dict[str, Any], Counter | None, str]:
     """Draw arguments, what they must give (None: an error), and a name."""
-    num_columns = seed.choice([2, 3, 3, 3, 4])
-    num_rows = seed.randint(2, 9)
-    rows = [[seed.randint(-8, 8) / 2 for _ in range(num_columns)] for _ in range(num_rows)]
-    labels = [seed.sample([1, 0] + [seed.randint(0, 1)] * (num_columns - 2), num_columns)]
-    labels *= num_rows
+    rows, labels, is_ragged = random_rows(seed)
+    is_default = not is_ragged and len(rows[0]) == 3  # fits references that are left out
     arguments: dict[str, Any] = {"predictions": rows, "references": labels}
-    truth = reference(rows, labels)
-    name = seed.choice(list(VALID))
+    name = seed.choice(list(VALID_LISTS if is_ragged else VALID))
     arguments["predictions"] = VALID[name](rows, seed)
-    for option in ("groups", "clusters"):
+    if is_ragged and seed.random() < 0.5:
+        arguments["references"] = pa.array(labels)
+    for option in ("groups", "clusters", "sets"):
         if seed.random() < 0.5:
             arguments[option] = [seed.choice("abc") for _ in rows]
-    if num_columns == 3 and seed.random() < 0.3:
-        arguments["references"], truth = None, reference(rows, [[1, 1, 0]] * num_rows)
+    if is_default and seed.random() < 0.3:
+        arguments["references"], labels = None, [[1, 1, 0]] * len(rows)
     if seed.random() < 0.4:
-        return arguments, truth, name
+        return arguments, truth_of(rows, labels, arguments), name
 
-    where = seed.choice(["predictions", "predictions", "references", "groups", "clusters"])
-    table = BAD_LABELS if where in ("groups", "clusters") else MALFORMED
+    where = seed.choice(["predictions", "predictions", "references", "groups", "clusters", "sets"])
+    table = BAD_LABELS
+    if where in ("predictions", "references"):
+        table = MALFORMED_LISTS if is_ragged else MALFORMED
     name = seed.choice(list(table))
-    if where == "predictions" and num_columns != 3:
-        arguments["references"] = labels
     valid = {
         "predictions": rows,
         "references": [[float(label) for label in row] for row in labels],
-    }.get(where, ["a"] * num_rows)
+    }.get(where, ["a"] * len(rows))
     arguments[where] = table[name](valid, seed)
     # No references are those of the benchmark, which fit three columns.
-    is_default = where == "references" and arguments[where] is None and num_columns == 3
-    truth = reference(rows, [[1, 1, 0]] * num_rows) if is_default else None
-    return arguments, truth, f"{where}: {name}"
+    if where == "references" and arguments[where] is None and is_default:
+        return arguments, truth_of(rows, [[1, 1, 0]] * len(rows), arguments), name
+    return arguments, None, f"{where}: {name}"
+
+
+def truth_of(rows: Rows, labels: Rows, arguments: dict[str, Any]) -> Counter | None:
+    """Count, unless a set lies in several clusters."""
+    sets, clusters = arguments.get("sets"), arguments.get("clusters")
+    if sets and clusters and len({*zip(sets, clusters, strict=True)}) > len({*sets}):
+        return None
+    counts = reference(rows, labels)
+    counts.update(count_sets(rows, labels, sets) if sets else {})
+    return counts
+
+
+TOLD = {
+    *("num_examples", "num_original_correct", "num_augmented_correct", "num_brittle", "num_tied"),
+    *("num_sets", "num_sets_correct"),
+}
 
 
 def verdict(arguments: dict[str, Any], truth: Counter | None) -> tuple[str, str]:
@@ -206,7 +277,7 @@ def verdict(arguments: dict[str, Any], truth: Counter | None) -> tuple[str, str]
         return "untyped", repr(error)
     if truth is None:
         return "wrong", "taken"
-    found = {name: metrics[name] for name in truth}
+    found = {name: metrics[name] for name in metrics if name in TOLD}
     ends = [metrics[f"original_accuracy_ci_{end}"] for end in ("low", "high")]
     share = metrics["original_accuracy"]
     is_held = None in ends or 0 <= ends[0] <= share <= ends[1] <= 1

@@ -59,6 +59,7 @@ FIGURES = {
     "original_accuracy": "Original accuracy",
     "augmented_accuracy": "Augmented accuracy",
     "brittleness": "Brittleness",
+    "set_accuracy": "Set accuracy",
 }
 METRIC_NAME = "hard_positive_metric"
 METRIC_FILES = ("README.md", "app.py", "requirements.txt", f"{METRIC_NAME}.py")
@@ -558,7 +559,7 @@ def _eval_results(result: EvaluationResult) -> dict[str, bytes]:
     dataset = result.signature["dataset"]
     files = {}
     for split, metrics in result.metrics["as_published"].items():
-        for figure in FIGURES:
+        for figure in filter(metrics["macro"].__contains__, FIGURES):
             task = f"{split}_{figure}"
             entry = EvalResultEntry(
                 dataset_id=dataset["id"],
@@ -616,11 +617,11 @@ def _card_metrics(result: EvaluationResult, split: str) -> Iterator[dict[str, An
         metrics = result.metrics[view].get(split)
         if metrics is None:
             continue
-        for figure, name in FIGURES.items():
+        for figure in filter(metrics["macro"].__contains__, FIGURES):
             yield {
                 "type": figure,
                 "value": _rounded(metrics["macro"][figure]),
-                "name": f"{name}, {title}",
+                "name": f"{FIGURES[figure]}, {title}",
                 "args": {"view": view},
             }
 

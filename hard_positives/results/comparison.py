@@ -12,16 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hard_positive_metric import RowOutcomes, paired_difference, row_outcomes
+from hard_positive_metric import FIGURES, paired_difference, row_outcomes, set_outcomes
 from hard_positives.results.evaluation import EvaluationResult, num_positives, values_of
 
-# Figure -> the field of RowOutcomes whose mean it is, and whether more of it is better.
-FIGURES = {
-    "original_accuracy": ("original_correct", True),
-    "augmented_accuracy": ("augmented_correct", True),
-    "brittleness": ("brittle", False),
-    "drop": ("dropped", False),
-}
+COMPARED = ("original_accuracy", "augmented_accuracy", "brittleness", "drop")
 NAMED = 3  # how many rows an error names
 
 
@@ -34,8 +28,8 @@ class PairedDifference:
         split: The split of the rows.
         group: A category; or ``"macro"``, the unweighted mean over the split's categories; or
             ``"micro"``, all rows of the split; or a direction, where it has both.
-        figure: ``original_accuracy``, ``augmented_accuracy``, ``brittleness`` or ``drop``; the
-            last three only where rows have hard positives.
+        figure: ``original_accuracy``; ``augmented_accuracy``, ``brittleness`` and ``drop`` where
+            rows have hard positives; ``set_accuracy`` where they are sets, and these are counted.
         num_examples: How many rows.
         num_clusters: How many distinct images they show.
         first: The figure of the first model, in [0, 1].
@@ -153,6 +147,9 @@ def _compare_rows(
     labels, categories = _coded(tables[0]["category"])
     directions, of_direction = _coded(tables[0]["direction"])
     clusters = _coded(tables[0]["cluster"])[1]
+    sets = None
+    if tables[0]["set"].null_count == 0:
+        sets = np.array(_coded(tables[0]["set"])[1])
     references = values_of(tables[0], "labels")
     outcomes = [row_outcomes(values_of(table, "logits"), references) for table in tables]
 
@@ -165,9 +162,21 @@ def _compare_rows(
     has_hard_positives = num_positives(tables[0]) > 1
     for group, member, weights in parts:
         taken = [outcome.take(member) for outcome in outcomes]
-        for figure in FIGURES if has_hard_positives[member].any() else ["original_accuracy"]:
-            estimate = _paired_estimate(*taken, figure, weights[member], clusters[member])
+        for figure in COMPARED if has_hard_positives[member].any() else COMPARED[:1]:
+            values = [getattr(outcome, FIGURES[figure].field) for outcome in taken]
+            estimate = _paired_estimate(*values, figure, weights[member], clusters[member])
             yield PairedDifference(view, split, group, figure, **estimate)
+        if sets is not None:
+            first_right, second_right = (set_outcomes(outcome, sets[member]) for outcome in taken)
+            of_set = first_right.first_row
+            estimate = _paired_estimate(
+                first_right.correct,
+                second_right.correct,
+                "set_accuracy",
+                weights[member][of_set],
+                clusters[member][of_set],
+            )
+            yield PairedDifference(view, split, group, "set_accuracy", **estimate)
 
 
 def _coded(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
@@ -177,10 +186,9 @@ def _coded(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
 
 
 def _paired_estimate(
-    first: RowOutcomes, second: RowOutcomes, figure: str, groups: np.ndarray, clusters: np.ndarray
+    before: np.ndarray, after: np.ndarray, figure: str, groups: np.ndarray, clusters: np.ndarray
 ) -> dict[str, Any]:
-    field, more_is_better = FIGURES[figure]
-    before, after = getattr(first, field), getattr(second, field)
+    more_is_better = FIGURES[figure].better == "higher"
     gained, missed = int((after & ~before).sum()), int((before & ~after).sum())
     won, lost = (gained, missed) if more_is_better else (missed, gained)
     paired = paired_difference(after.astype(int) - before, groups=groups, clusters=clusters)

@@ -3,6 +3,7 @@
 import decimal
 import doctest
 import fractions
+import itertools
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 import evaluate
 import numpy as np
 import pandas
+import pyarrow as pa
 import pytest
 import torch
 from scipy import sparse, stats
@@ -22,10 +24,14 @@ from scipy import sparse, stats
 from attacks.metric import metric_inputs
 from attacks.trials import run_attack
 from hard_positive_metric import (
+    FIGURES as TABLE,
+)
+from hard_positive_metric import (
     OUTCOMES,
     compute_metrics,
     paired_difference,
     row_outcomes,
+    set_outcomes,
     share_of_rows,
     wilson_interval,
 )
@@ -34,6 +40,7 @@ from hard_positive_metric import hard_positive_metric as metric_file
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "hard_positive_metric"
 FIGURES = ("original_accuracy", "augmented_accuracy", "brittleness", "drop", "tie_rate")
+ENDINGS = ("", "_standard_error", "_ci_low", "_ci_high")
 HALF_CREDITS = tuple(f"{figure}_half_credit" for figure in FIGURES[:3])
 COUNTS = (
     "num_examples",
@@ -171,6 +178,8 @@ def test_figures_agree_with_plain_loops_for_any_number_of_captions(num_captions)
         "augmented_accuracy_half_credit": augmented.mean(),
         "brittleness_half_credit": brittle.mean(),
     }
+    if num_captions == 2:  # a single positive
+        expected = {name: share for name, share in expected.items() if not is_of_pairs(name)}
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
 
 
@@ -193,6 +202,269 @@ def test_outcomes_with_other_numbers_of_captions_follow_their_definition(
 ):
     rows = row_outcomes([scores], [labels])
     assert (rows.outcome[0], rows.brittle[0]) == (outcome, brittle)
+
+
+def is_of_pairs(key):
+    """Whether a key is of a figure that takes two positives."""
+    return "brittle" in key or key.startswith("drop")
+
+
+def random_lists(seed, num_rows, most_positives=5, most_negatives=8):
+    """Rows that differ in length, with many ties."""
+    random = np.random.default_rng(seed)
+    logits, references = [], []
+    for _ in range(num_rows):
+        counts = random.integers(1, most_positives + 1), random.integers(1, most_negatives + 1)
+        labels = random.permutation(np.repeat([1, 0], counts)).tolist()
+        logits.append(random.integers(0, 2 * len(labels), len(labels)).astype(float).tolist())
+        references.append(labels)
+    return logits, references
+
+
+def naive_outcome(scores, labels):
+    positives = [score for score, label in zip(scores, labels, strict=True) if label]
+    highest = max(score for score, label in zip(scores, labels, strict=True) if not label)
+    first, worst = positives[0], min(positives[1:], default=positives[0])
+    if highest in (first, worst):
+        return "tied"
+    if first > highest:
+        return "all_above" if worst > highest else "only_caption_above"
+    return "only_hard_positive_above" if worst > highest else "none_above"
+
+
+def test_rows_of_1_to_5_positives_and_1_to_8_negatives_are_judged_as_one_row_at_a_time():
+    logits, references = random_lists(0, 20_000)
+    rows = row_outcomes(logits, references)
+    naive = [naive_row(*row) for row in zip(logits, references, strict=True)]
+    original, augmented, brittle, tied = np.array(naive, dtype=float).T
+    for credit, strict, half in (
+        (original, rows.original_correct, rows.original_tied),
+        (augmented, rows.augmented_correct, rows.augmented_tied),
+        (brittle, rows.brittle, rows.brittle_tied),
+    ):
+        assert strict.tolist() == (credit == 1).tolist()
+        assert half.tolist() == (credit == 0.5).tolist()
+        assert half.sum() > 300
+    assert rows.tied.tolist() == (tied == 1).tolist()
+    naive_outcomes = [naive_outcome(*row) for row in zip(logits, references, strict=True)]
+    assert rows.outcome.tolist() == naive_outcomes
+    assert set(naive_outcomes) == set(OUTCOMES)
+    assert rows.num_positives.tolist() == [sum(labels) for labels in references]
+    assert rows.num_negatives.tolist() == [labels.count(0) for labels in references]
+
+
+def test_rows_that_differ_in_length_count_like_the_same_rows_sorted_by_length():
+    logits, references = random_lists(1, 400)
+    groups, clusters = [len(row) for row in logits], [place % 150 for place in range(400)]
+    metrics = compute_metrics(logits, references, groups=groups, clusters=clusters)
+    for width, part in metrics["groups"].items():
+        rows = [place for place, row in enumerate(logits) if len(row) == width]
+        matrix, labels = (np.array([of[row] for row in rows]) for of in (logits, references))
+        expected = compute_metrics(matrix, labels, clusters=[clusters[row] for row in rows])
+        assert rounded(part) == rounded(expected)
+    whole = {name: sum(part.get(name, 0) for part in metrics["groups"].values()) for name in COUNTS}
+    assert {name: metrics[name] for name in COUNTS} == whole
+
+
+ARROW_TYPES = {
+    "float32": (pa.list_(pa.float32()), pa.list_(pa.bool_())),
+    "float64, large": (pa.large_list(pa.float64()), pa.large_list(pa.int8())),
+    "float16": (pa.list_(pa.float16()), pa.list_(pa.float32())),
+    "ints": (pa.list_(pa.int64()), pa.list_(pa.uint8())),
+}
+
+
+@pytest.mark.parametrize("kinds", ARROW_TYPES.values(), ids=ARROW_TYPES)
+def test_arrow_lists_count_like_the_same_python_lists(kinds):
+    logits, references = random_lists(2, 300)
+    expected = compute_metrics(logits, references)
+    arrays = [
+        pa.array([np.asarray(row, dtype=kind.value_type.to_pandas_dtype()) for row in rows], kind)
+        for rows, kind in zip((logits, references), kinds, strict=True)
+    ]
+    assert compute_metrics(*arrays) == expected
+    chunked = [pa.chunked_array([array[:7], array[7:7], array[7:]]) for array in arrays]
+    assert compute_metrics(*chunked) == expected
+    sliced = [array[100:200] for array in arrays]
+    assert compute_metrics(*sliced) == compute_metrics(logits[100:200], references[100:200])
+
+
+def test_arrow_lists_of_a_fixed_size_and_arrow_labels_are_taken():
+    fixed = pa.array(LOGITS, pa.list_(pa.float32(), 3))
+    labels = pa.array(["a", "a", "b", "b", "c"]), pa.chunked_array([[1, 1], [2, 3, 4]])
+    options = [
+        {"groups": groups, "clusters": clusters}
+        for groups, clusters in (labels, [column.to_pylist() for column in labels])
+    ]
+    assert compute_metrics(fixed, **options[0]) == compute_metrics(LOGITS, **options[1])
+    assert compute_metrics(fixed[2:]) == compute_metrics(LOGITS[2:])
+
+
+def test_figures_of_two_positives_are_absent_where_no_row_has_two():
+    pairs = compute_metrics([[2, 1], [1, 2], [1, 1]], [[1, 0]] * 3)
+    assert [key for key in pairs if is_of_pairs(key)] == []
+    assert pairs["original_accuracy_half_credit"] == pytest.approx(1 / 2)
+
+    logits, references = [[2, 1], [3, 2, 1], [3, 1, 2]], [[1, 0], [1, 1, 0], [1, 1, 0]]
+    mixed = compute_metrics(logits, references, groups=["one", "two", "two"])
+    assert mixed["brittleness"] == pytest.approx(1 / 3)  # the pair counts as not brittle
+    assert mixed["groups"]["two"]["brittleness"] == 1 / 2
+    for part in (mixed["groups"]["one"], mixed["macro"]):
+        assert [key for key in part if is_of_pairs(key)] == []
+        assert "augmented_accuracy_ci_low" in part
+    both = compute_metrics(logits[1:], references[1:], groups=["one", "two"])
+    assert both["macro"]["brittleness"] == 1 / 2
+
+
+# --- Chance ---------------------------------------------------------------------------------------
+
+ROW_FIGURES = [name for name, figure in TABLE.items() if figure.field]
+
+
+def test_the_table_of_figures_has_titles_directions_and_fields():
+    assert list(TABLE) == [*FIGURES, "set_accuracy"]
+    better = [figure.better for figure in TABLE.values()]
+    assert better == ["higher", "higher", "lower", "lower", "lower", "higher"]
+    titles = ["original", "augmented", "brittleness", "drop", "ties", "sets"]
+    assert [figure.title for figure in TABLE.values()] == titles
+    rows, metrics = row_outcomes(LOGITS), compute_metrics(LOGITS)
+    for name in ROW_FIGURES:
+        assert getattr(rows, TABLE[name].field).mean() == metrics[name]
+    assert TABLE["set_accuracy"].field is TABLE["set_accuracy"].chance is None
+
+
+@pytest.mark.parametrize(
+    ("positives", "negatives"), [(1, 1), (2, 1), (1, 3), (2, 2), (3, 2), (3, 4)]
+)
+def test_chance_is_the_mean_over_all_orders_of_the_scores(positives, negatives):
+    num_candidates = positives + negatives
+    orders = list(itertools.permutations(range(num_candidates)))
+    rows = row_outcomes(orders, [[1] * positives + [0] * negatives] * len(orders))
+    for name in ROW_FIGURES:
+        expected = getattr(rows, TABLE[name].field).mean()
+        assert TABLE[name].chance(positives, negatives) == pytest.approx(expected, abs=1e-12), name
+
+
+def test_chance_for_triples_is_a_half_and_two_thirds_in_thirds():
+    assert [TABLE[name].chance(2, 1) for name in ROW_FIGURES] == pytest.approx(
+        [1 / 2, 1 / 3, 1 / 3, 1 / 6, 0]
+    )
+
+
+def test_chance_is_what_independent_scores_give_in_rows_of_any_length():
+    random = np.random.default_rng(3)
+    _, references = random_lists(3, 20_000)
+    logits = [random.normal(size=len(labels)) for labels in references]
+    metrics = compute_metrics(logits, references)
+    for name in ROW_FIGURES:
+        chance = TABLE[name].chance
+        expected = np.mean([chance(sum(labels), labels.count(0)) for labels in references])
+        assert metrics[name] == pytest.approx(expected, abs=4 * 0.5 / math.sqrt(20_000))
+    assert TABLE["augmented_accuracy"].chance(600, 900) == pytest.approx(0, abs=1e-300)
+
+
+# --- Sets -----------------------------------------------------------------------------------------
+
+
+def two_by_two(matrices):
+    """Rows of benchmarks of two images and two captions: (M, 2, 2) scores of image, caption."""
+    logits = np.concatenate([matrices, matrices.transpose(0, 2, 1)], axis=1).reshape(-1, 2)
+    return {
+        "predictions": logits,
+        "references": np.tile(np.eye(2), (2 * len(matrices), 1)),
+        "groups": ["image_to_text", "image_to_text", "text_to_image", "text_to_image"]
+        * len(matrices),
+        "sets": np.repeat(np.arange(len(matrices)), 4),
+    }
+
+
+def winoground(matrices):
+    """The text, image and group score, as the paper has them: one example at a time."""
+    text, image, group = [], [], []
+    for (c0_i0, c1_i0), (c0_i1, c1_i1) in matrices.tolist():
+        text.append(c0_i0 > c1_i0 and c1_i1 > c0_i1)
+        image.append(c0_i0 > c0_i1 and c1_i1 > c1_i0)
+        group.append(text[-1] and image[-1])
+    return np.array([text, image, group])
+
+
+def test_sets_by_direction_are_the_three_scores_of_winoground():
+    matrices = np.random.default_rng(4).integers(0, 6, (20_000, 2, 2)).astype(float)
+    expected = winoground(matrices)
+    metrics = compute_metrics(**two_by_two(matrices))
+    parts = [metrics["groups"]["image_to_text"], metrics["groups"]["text_to_image"], metrics]
+    for part, correct in zip(parts, expected, strict=True):
+        assert part["num_sets"] == part["num_clusters"] == 20_000
+        assert part["num_sets_correct"] == correct.sum()
+        assert part["set_accuracy"] == correct.mean()
+        share = share_of_rows(correct)
+        assert part["set_accuracy_standard_error"] == share.standard_error
+        assert part["set_accuracy_ci_low"] == share.ci_low
+        assert part["set_accuracy_ci_high"] == share.ci_high
+    assert metrics["macro"]["num_sets"] == 20_000
+    # Both directions of a set are one cluster.
+    macro = share_of_rows(
+        expected[:2].reshape(-1), groups=[0] * 20_000 + [1] * 20_000, clusters=[*range(20_000)] * 2
+    )
+    ends = [metrics["macro"][f"set_accuracy{end}"] for end in ENDINGS]
+    assert ends == pytest.approx(
+        [macro.value, macro.standard_error, macro.ci_low, macro.ci_high], abs=1e-12
+    )
+    assert [key for key in metrics if is_of_pairs(key)] == []
+
+
+def test_set_outcomes_are_the_sets_behind_the_share_in_order_of_appearance():
+    logits, references = random_lists(5, 500, most_positives=2, most_negatives=2)
+    sets = [f"set {place}" for place in np.random.default_rng(5).integers(0, 200, 500)]
+    rows = row_outcomes(logits, references)
+    found = set_outcomes(rows, sets)
+    labels = list(dict.fromkeys(sets))
+    assert found.labels == labels and len(found) == len(labels)
+    assert found.first_row.tolist() == [sets.index(label) for label in labels]
+    right = dict.fromkeys(labels, True)
+    for label, is_right in zip(sets, rows.augmented_correct.tolist(), strict=True):
+        right[label] &= is_right
+    assert found.correct.tolist() == list(right.values())
+    metrics = compute_metrics(logits, references, sets=sets)
+    assert metrics["set_accuracy"] == found.correct.mean()
+    assert metrics["num_sets_correct"] == found.correct.sum() > 10
+
+
+def test_rows_of_a_set_are_one_cluster_where_clusters_are_left_out():
+    logits, references = random_lists(6, 300)
+    sets = (np.arange(300) // 3).tolist()
+    metrics = compute_metrics(logits, references, sets=sets)
+    clustered = compute_metrics(logits, references, clusters=sets)
+    assert {name: metrics[name] for name in clustered} == clustered
+    assert set(metrics) - set(clustered) == {
+        *("num_sets", "num_sets_correct"),
+        *(f"set_accuracy{end}" for end in ENDINGS),
+    }
+
+
+def test_sets_lie_in_clusters_which_widen_the_interval_of_the_share_of_sets():
+    logits, references = random_lists(7, 400)
+    sets = np.arange(400) // 2
+    images = sets // 10  # 20 clusters of 10 sets
+    metrics = compute_metrics(logits, references, sets=sets, clusters=images)
+    found = set_outcomes(row_outcomes(logits, references), sets)
+    share = share_of_rows(found.correct, clusters=images[found.first_row])
+    ends = [metrics[f"set_accuracy{end}"] for end in ENDINGS]
+    assert ends == [share.value, share.standard_error, share.ci_low, share.ci_high]
+    assert metrics["num_clusters"] == 20
+
+
+def test_a_set_in_several_clusters_is_refused_and_loses_nothing(metric):
+    options = {"sets": [1, 1, 2, 2, 1], "clusters": list("aabcb")}
+    message = r"set 2 in the clusters 'b' and 'c' in rows 3, 4 \(2 of 5\)\. Pass clusters of whole"
+    with pytest.raises(
+        ValueError, match=f"^Expected every set to lie in one cluster, got {message}"
+    ):
+        compute_metrics(LOGITS, **options)
+    metric.add_batch(predictions=LOGITS)
+    with pytest.raises(ValueError, match=message):
+        metric.compute(**options)
+    assert metric.compute(sets=options["sets"]) == compute_metrics(LOGITS, sets=options["sets"])
 
 
 def test_left_out_references_mean_caption_hard_positive_hard_negative():
@@ -259,7 +531,7 @@ def test_the_order_of_rows_changes_nothing():
 def rounded(figures):
     if isinstance(figures, dict):
         return {str(key): rounded(value) for key, value in figures.items()}
-    return figures if isinstance(figures, int) else round(figures, 10)
+    return round(figures, 10) if isinstance(figures, float) else figures
 
 
 def test_columns_may_change_places_as_long_as_the_first_positive_stays_first():
@@ -487,13 +759,14 @@ def test_intervals_cover_the_truth_with_few_or_unequal_clusters(sizes, correlati
     random = np.random.default_rng(14)
     clusters = np.repeat(np.arange(len(sizes)), sizes)
     layout = metric_file._given_layout(len(clusters), None, clusters.tolist())
+    counts = metric_file._counts
     strength, held, given = 1 / correlation - 1, 0, 0
     for _ in range(600):
         easy = random.random(len(sizes)) < share
         if strength:
             easy = random.beta(share * strength, (1 - share) * strength, len(sizes))
         values = random.random(len(clusters)) < np.asarray(easy, dtype=float)[clusters]
-        estimate = metric_file._share(values, layout)
+        estimate = metric_file._share(counts(values, layout), layout)
         if estimate.ci_low is not None:
             given += 1
             held += estimate.ci_low <= share <= estimate.ci_high
@@ -685,20 +958,24 @@ BAD_PREDICTIONS = [
     ([*LOGITS, [1.0, NAN, 2.0]], ValueError, "to be finite, got nan in row 5 (1 of 6)."),
     ([[INF, 1, 2], *LOGITS, [1, 2, -INF]], ValueError, "got inf in rows 0, 6 (2 of 7)."),
     ([[NAN] * 3] * 9, ValueError, "got nan in rows 0, 1, 2, 3, 4, ... (9 of 9)."),
-    ([*LOGITS, [1.0, 2.0]], ValueError, "to be 3 long, as most are, got 2 entries in row 5 (1"),
+    (
+        [*LOGITS, [1.0, 2.0]],
+        ValueError,
+        "left out, got 2 logits in row 5 (1 of 6). Pass references",
+    ),
     ([*LOGITS, []], ValueError, "got 0 entries in row 5 (1 of 6)."),
     ([], ValueError, "predictions to be at least one row, got none."),
     (np.zeros((0, 3)), ValueError, "predictions to be at least one row, got none."),
-    ([[], []], ValueError, "to be at least one long, as most are, got 0 entries in rows 0, 1"),
+    ([[], []], ValueError, "to be at least one long, got 0 entries in rows 0, 1"),
     ([1.0, 2.0, 3.0], ValueError, "row of predictions to be a list, got 1.0 in rows 0, 1, 2"),
     ([*LOGITS, None], TypeError, "row of predictions to be a list, got None in row 5 (1 of 6)."),
     ([*LOGITS, [1.0, None, 2.0]], TypeError, "to be a number, got None in row 5 (1 of 6)."),
     ([*LOGITS, [1.0, "2", 3.0]], TypeError, "to be a number, got '2' in row 5 (1 of 6)."),
     (np.zeros((2, 3), dtype=complex), TypeError, "to be a number, got 0j in rows 0, 1 (2 of 2)."),
     (np.zeros((2, 3, 1)), TypeError, "to be a number, got [0.0] in rows 0, 1 (2 of 2)."),
-    ("logits", TypeError, "predictions to be an (N, K) array of numbers, got str."),
-    (None, TypeError, "predictions to be an (N, K) array of numbers, got NoneType."),
-    ({"a": 1}, TypeError, "predictions to be an (N, K) array of numbers, got dict."),
+    ("logits", TypeError, "predictions to be N rows of numbers, got str."),
+    (None, TypeError, "predictions to be N rows of numbers, got NoneType."),
+    ({"a": 1}, TypeError, "predictions to be N rows of numbers, got dict."),
     (np.ma.array([[3, 2, 1]] * 3, mask=[[0] * 3, [0, 1, 0], [0] * 3]), ValueError, UNMASKED),
     ([np.ma.array([3, 2, 1]), np.ma.array([3, 2, 1], mask=[1, 0, 0])], ValueError, UNMASKED),
     ([[3, 2, 1], [2**53 + 2, 2**53 + 1, 2**53]], ValueError, f"exactly, got {2**53 + 1} {ROW_1}"),
@@ -718,19 +995,45 @@ BAD_PREDICTIONS = [
     (torch.ones(2, 3, dtype=torch.complex64), TypeError, "to be a number, got (1+0j) in rows 0, 1"),
     (np.ones((2, 3), "m8[ns]"), TypeError, "in rows 0, 1 (2 of 2)."),
     (np.ones((2, 3), "M8[ns]"), TypeError, "in rows 0, 1 (2 of 2)."),
-    (np.zeros((4, 2)), ValueError, "where references are left out, got 2. Pass references"),
-    (np.zeros((4, 4)), ValueError, "where references are left out, got 4. Pass references"),
+    (pa.array([*LOGITS, None]), TypeError, "row of predictions to be a list, got None in row 5 (1"),
+    (
+        pa.array([*LOGITS, [1.0, None, 2.0]]),
+        TypeError,
+        "to be a number, got None in row 5 (1 of 6).",
+    ),
+    (
+        pa.array([*LOGITS, []]),
+        ValueError,
+        "to be at least one long, got 0 entries in row 5 (1 of 6).",
+    ),
+    (pa.array([*LOGITS, [1.0, NAN, 2.0]]), ValueError, "to be finite, got nan in row 5 (1 of 6)."),
+    (pa.array([[3, 2, 1], [2**53 + 1, 1, 0]]), ValueError, f"exactly, got {2**53 + 1} {ROW_1}"),
+    (pa.array([["1", "2", "3"]]), TypeError, "to be a number, got '1' in row 0 (1 of 1)."),
+    (
+        pa.array([[decimal.Decimal(1)] * 3]),
+        TypeError,
+        "to be a number, got Decimal('1') in row 0 (1",
+    ),
+    (pa.array([[1, 2, 3]], pa.list_(pa.duration("s"))), TypeError, "in row 0 (1 of 1)."),
+    (pa.array([1.0, 2.0]), ValueError, "row of predictions to be a list, got 1.0 in rows 0, 1 (2"),
+    (pa.array([], pa.list_(pa.float32())), ValueError, "to be at least one row, got none."),
+    (np.zeros((4, 2)), ValueError, "where references are left out, got 2 logits in rows 0, 1"),
+    (np.zeros((4, 4)), ValueError, "where references are left out, got 4 logits in rows 0, 1"),
 ]
 BAD_REFERENCES = [
-    (LABELS[:4], ValueError, "to be of the shape of predictions, (5, 3), got (4, 3)."),
-    ([[1, 0]] * 5, ValueError, "to be of the shape of predictions, (5, 3), got (5, 2)."),
+    (LABELS[:4], ValueError, "references to be 5 rows, as predictions are, got 4."),
+    ([[1, 0]] * 5, ValueError, "got 2 labels for 3 logits in rows 0, 1, 2, 3, 4 (5"),
     ([*LABELS[:4], [1, 2, 0]], ValueError, "to be 1 or 0, got 2.0 in row 4 (1 of 5)."),
     ([*LABELS[:4], [1, 0.5, 0]], ValueError, "to be 1 or 0, got 0.5 in row 4 (1 of 5)."),
     ([*LABELS[:4], [1, NAN, 0]], ValueError, "to be 1 or 0, got nan in row 4 (1 of 5)."),
     ([*LABELS[:4], [-1, 1, 0]], ValueError, "to be 1 or 0, got -1.0 in row 4 (1 of 5)."),
     ([*LABELS[:4], [0, 0, 0]], ValueError, "at least one positive (1), got [0, 0, 0] in row 4"),
     ([*LABELS[:4], [1, 1, 1]], ValueError, "at least one negative (0), got [1, 1, 1] in row 4"),
-    ([*LABELS[:4], [1, 0]], ValueError, "references to be 3 long, as most are, got 2 entries"),
+    (
+        [*LABELS[:4], [1, 0]],
+        ValueError,
+        "as that of predictions, got 2 labels for 3 logits in row 4",
+    ),
     ([*LABELS[:4], [1, None, 0]], TypeError, "of references to be a number, got None in row 4"),
     ([*LABELS[:4], ["1", "1", "0"]], TypeError, "of references to be a number, got '1' in row 4"),
     ([1, 1, 0], ValueError, "row of references to be a list, got 1 in rows 0, 1, 2 (3 of 3)."),
@@ -777,9 +1080,9 @@ def test_bad_references_are_refused_with_their_rows(references, error, message, 
         metric.compute(predictions=LOGITS, references=references)
 
 
-@pytest.mark.parametrize("name", ["groups", "clusters"])
+@pytest.mark.parametrize("name", ["groups", "clusters", "sets"])
 @pytest.mark.parametrize(("labels", "error", "message"), BAD_LABELS)
-def test_bad_groups_and_clusters_are_refused_with_their_rows(name, labels, error, message):
+def test_bad_groups_clusters_and_sets_are_refused_with_their_rows(name, labels, error, message):
     with pytest.raises(error, match=rf"^Expected .*{name} {re.escape(message)}"):
         compute_metrics(LOGITS, **{name: labels})
 
@@ -860,7 +1163,7 @@ def test_a_refused_batch_is_named_by_its_place_among_all_rows_and_loses_nothing(
 
 def test_wrong_labels_for_rows_added_before_are_refused_and_lose_nothing(metric):
     metric.add_batch(predictions=LOGITS)
-    for name in ("groups", "clusters"):
+    for name in ("groups", "clusters", "sets"):
         with pytest.raises(ValueError, match=f"Expected {name} to be 5 labels, got 4"):
             metric.compute(**{name: list("abcd")})
     assert metric.compute(groups=list("aabbb")) == compute_metrics(LOGITS, groups=list("aabbb"))
@@ -874,12 +1177,25 @@ def test_computing_without_rows_is_refused(keep_in_memory, tmp_path):
     assert metric.compute(predictions=LOGITS) == compute_metrics(LOGITS)
 
 
-def test_batches_of_different_widths_are_refused_and_the_metric_can_be_used_again(metric):
+def test_rows_that_differ_in_length_can_be_added_in_every_way(metric):
+    logits, references = random_lists(17, 30)
+    sets = [place // 3 for place in range(30)]
+    expected = compute_metrics(logits, references, sets=sets)
+    assert metric.compute(predictions=logits, references=references, sets=sets) == expected
+    arrow = [pa.array(rows[:10]) for rows in (logits, references)]
+    metric.add_batch(predictions=arrow[0], references=arrow[1])
+    metric.add_batch(
+        predictions=[np.float32(row) for row in logits[10:20]], references=references[10:20]
+    )
+    for row, labels in zip(logits[20:], references[20:], strict=True):
+        metric.add(prediction=row, reference=labels)
+    assert metric.compute(sets=sets) == expected
+
+
+def test_batches_of_different_widths_are_rows_of_one_input(metric):
     metric.add_batch(predictions=LOGITS)
     metric.add_batch(predictions=[[2.0, 1.0]], references=[[1, 0]])
-    with pytest.raises(ValueError, match="3 long, as most are, got 2 entries in row 5"):
-        metric.compute()
-    assert metric.compute(predictions=LOGITS) == compute_metrics(LOGITS)
+    assert metric.compute() == compute_metrics([*LOGITS, [2.0, 1.0]], [*LABELS, [1, 0]])
 
 
 def test_the_file_loads_when_it_is_copied_alone(tmp_path):
@@ -887,6 +1203,10 @@ def test_the_file_loads_when_it_is_copied_alone(tmp_path):
     shutil.copy(FOLDER / "hard_positive_metric.py", alone)
     metric = evaluate.load(str(alone), cache_dir=str(tmp_path / "cache"), keep_in_memory=True)
     assert metric.compute(predictions=LOGITS) == compute_metrics(LOGITS)
+    logits, references = random_lists(18, 20)
+    for rows in (slice(0, 8), slice(8, 20)):
+        metric.add_batch(predictions=logits[rows], references=references[rows])
+    assert metric.compute() == compute_metrics(logits, references)
 
 
 SECOND_METRIC = """
@@ -919,6 +1239,11 @@ def test_it_combines_with_another_metric(metric, tmp_path):
         both.add(prediction=row, reference=[1, 1, 0])
     assert both.compute() == expected
     assert both.compute(predictions=LOGITS, references=LABELS, groups=list("aabbb"))["macro"]
+    logits, references = random_lists(19, 20)
+    both.add_batch(predictions=logits, references=references)
+    found, expected = both.compute(), compute_metrics(logits, references)
+    del expected["num_examples"]
+    assert {name: found[name] for name in expected} == expected
 
 
 WORKER = """
@@ -998,5 +1323,6 @@ def test_the_python_blocks_of_the_card_run_in_order():
 def test_the_card_names_every_key():
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
     keys = {*COUNTS, *FIGURES, "num_clusters", "num_groups", "groups", "macro"}
+    keys |= {"set_accuracy", "num_sets", "num_sets_correct"}
     endings = {"_standard_error", "_ci_low", "_ci_high", "_half_credit"}
     assert [name for name in keys | endings if f"`{name}`" not in card] == []

@@ -75,7 +75,7 @@ def test_candidates_with_the_right_one_told_in_any_way(tiny_clip, label):
         "place": places,
         "text": [texts[place] for texts, place in zip(candidates, places, strict=True)],
         "class": places,
-        "list": [[int(at == p) for at in range(len(c))] for c, p in zip(candidates, places, strict=True)],
+        "list": [[0, 0, 1], [1, 0, 0, 0], [0, 1]],
     }[label]
     columns = {"image": [picture(row) for row in range(3)], "options": candidates, "right": labels}
     features = {"right": ClassLabel(names=["a", "b", "c"])} if label == "class" else {}
