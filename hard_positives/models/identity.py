@@ -119,20 +119,20 @@ def _problems(model: PreTrainedModel, processor: ProcessorMixin) -> Iterator[str
         place = f"{type(module).__name__} {name}".rstrip()
         if module._forward_hooks or module._forward_pre_hooks:
             yield f"{place} has a forward hook"
-        yield from (f"{place} has {what}" for what in _replaced(module))
+        yield from (f"{place} has {what}" for what in unknown_code(module))
     for name in {getattr(config, "_attn_implementation", None) for config in _configs(model)}:
         function = ALL_ATTENTION_FUNCTIONS.get(name)
         if function is not None and not _is_known(function):
             yield f"its attention {name} comes from {function.__module__}"
     for part in (processor.image_processor, processor.tokenizer):
-        yield from (f"{type(part).__name__} has {what}" for what in _replaced(part))
+        yield from (f"{type(part).__name__} has {what}" for what in unknown_code(part))
 
 
-def _replaced(part: Any) -> Iterator[str]:
-    """Code of an object that no version of a known package names."""
-    unknown = _unknown_code(type(part))
-    if unknown:
-        yield unknown
+def unknown_code(part: Any) -> Iterator[str]:
+    """Name the code of an object that no version of a known package names."""
+    of_class = _unknown_code_of_class(type(part))
+    if of_class:
+        yield of_class
     for name, value in vars(part).items():
         if name != "_compiled_call_impl" and callable(value) and callable(_of_class(part, name)):
             yield f"a {name} of its own"
@@ -143,7 +143,7 @@ def _of_class(part: Any, name: str) -> Any:
 
 
 @cache
-def _unknown_code(kind: type) -> str:
+def _unknown_code_of_class(kind: type) -> str:
     for base in kind.__mro__:
         if not _is_known(base):
             return f"code from {base.__module__} ({base.__qualname__})"
@@ -228,7 +228,7 @@ def _plain(value: Any) -> Any:
         return _class_name(value)
     if hasattr(value, "serialized_model_proto"):  # SentencePiece
         return hashlib.sha256(value.serialized_model_proto()).hexdigest()
-    if not isinstance(value, torch.nn.Module) and not _unknown_code(type(value)):
+    if not isinstance(value, torch.nn.Module) and not _unknown_code_of_class(type(value)):
         content = value.__getstate__()  # AddedToken and the like
         return [_class_name(type(value)), _plain(content)]
     raise _UndescribableError(f"{type(value).__module__}.{type(value).__qualname__}")

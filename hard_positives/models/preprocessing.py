@@ -91,12 +91,28 @@ class OpenAIPreprocessing:
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
 
-    def __call__(self, image: Image.Image, return_tensors: str = "pt") -> BatchFeature:
-        """Prepare one RGB image: `pixel_values` (1, 3, `crop_size`, `crop_size`), float32."""
-        pixels = torch.from_numpy(np.array(self._crop(self._resize(image))))  # (H, W, 3) uint8
-        values = pixels.permute(2, 0, 1).contiguous().to(torch.float32).div(255)
-        mean, std = (torch.tensor(v)[:, None, None] for v in (self.image_mean, self.image_std))
-        return BatchFeature({"pixel_values": values.sub_(mean).div_(std)[None]})
+    def __call__(
+        self,
+        image: Image.Image,
+        return_tensors: str = "pt",
+        *,
+        do_resize: bool = True,
+        do_center_crop: bool = True,
+        do_rescale: bool = True,
+        do_normalize: bool = True,
+    ) -> BatchFeature:
+        """Prepare one RGB image: `pixel_values` (1, 3, `crop_size`, `crop_size`), float32.
+
+        Steps are left out as in transformers; what is not rescaled stays uint8.
+        """
+        image = self._resize(image) if do_resize else image
+        image = self._crop(image) if do_center_crop else image
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (3, H, W) uint8
+        values = pixels.to(torch.float32).div(255) if do_rescale else pixels
+        if do_normalize:
+            mean, std = (torch.tensor(v)[:, None, None] for v in (self.image_mean, self.image_std))
+            values = values.sub(mean).div_(std)
+        return BatchFeature({"pixel_values": values[None]})
 
     def _resize(self, image: Image.Image) -> Image.Image:
         shorter, longer = sorted(image.size)

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +23,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
+from hard_positives.models.pixels import CHECKED, cut_in_two, look_up
 from hard_positives.scoring.cache import EmbeddingCache, cache_root, trim_cache
 from hard_positives.scoring.machine import (
     Plan,
@@ -34,7 +35,7 @@ from hard_positives.scoring.machine import (
     use_threads,
 )
 from hard_positives.suite.comparisons import Comparisons
-from hard_positives.suite.rows import PreparedImages
+from hard_positives.suite.rows import PreparedImages, open_image
 from hard_positives.workers import end_with
 from hard_positives_dataset.folders import write_whole
 
@@ -208,7 +209,12 @@ def _look_up(cache: _Cache, *shares: _Share) -> None:
 
 @dataclass
 class _Run:
-    """One pass of a model over what is missing: batches, workers, progress."""
+    """One pass of a model over what is missing: batches, workers, progress.
+
+    Attributes:
+        floats: What stands for the bytes that workers send, on the device and in the type of the
+            model; None where they send what the whole image processor makes.
+    """
 
     encoder: "DualEncoder"
     comparisons: Comparisons
@@ -216,6 +222,7 @@ class _Run:
     cache: _Cache
     images: _Share
     captions: _Share
+    floats: torch.Tensor | None = None
 
     def encode_missing(self) -> None:
         """Encode all chunks, captions in step with images.
@@ -223,7 +230,7 @@ class _Run:
         So a GPU has captions to encode while images are decoded, and no worker waits until all
         captions are done.
         """
-        files = PreparedImages(self.comparisons, self.encoder.image_processor)
+        files = self._prepared_images()
         plan = self._plan(files)
         batch_size = self.options.batch_size or plan.batch_size
         self._tell(plan, batch_size)
@@ -250,6 +257,21 @@ class _Run:
                 self.cache.add(share.digests[places], embeds)
                 share.put(places, embeds)
 
+    def _prepared_images(self) -> PreparedImages:
+        missing = islice(chain(*self.images.missing), CHECKED)
+        prepare, floats = cut_in_two(
+            self.encoder.image_processor, (open_image(self.comparisons, place) for place in missing)
+        )
+        if floats is not None:
+            self.floats = floats.to(self.encoder.device, self.encoder.model.dtype)
+        return PreparedImages(self.comparisons, prepare)
+
+    def _embed_images(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        if self.floats is not None:
+            pixels = inputs["pixel_values"].to(self.floats.device, non_blocking=True)
+            inputs = {"pixel_values": look_up(pixels, self.floats)}
+        return self.encoder.embed_images(inputs)
+
     def _embedded_images(self, files: PreparedImages, batch_size: int) -> Callable:
         """Give a function that encodes the next chunk, with workers already at work."""
         chunks = iter(self.images.missing)
@@ -258,7 +280,7 @@ class _Run:
         def next_chunk(bar: tqdm) -> tuple[np.ndarray, np.ndarray]:
             chunk, parts = next(chunks), []
             for inputs in islice(prepared, len(_batches(chunk, batch_size))):
-                parts.append(self.encoder.embed_images(inputs))
+                parts.append(self._embed_images(inputs))
                 bar.update(len(parts[-1]))
             return chunk, torch.cat(parts).cpu().numpy()  # the one wait for the device in a chunk
 
@@ -329,7 +351,7 @@ class _Run:
         batch = default_collate([image] * plan.batch_size)
         with use_threads(plan.threads):
             start = time.perf_counter()
-            self.encoder.embed_images(batch)
+            self._embed_images(batch)
             return (time.perf_counter() - start) / plan.batch_size
 
     def _tell(self, plan: Plan, batch_size: int) -> None:

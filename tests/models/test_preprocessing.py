@@ -1,5 +1,6 @@
 """Images prepared as OpenAI's transform does, to the bit, beside transformers' own way."""
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -9,10 +10,24 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
-from transformers import AutoProcessor, CLIPImageProcessorPil, SiglipImageProcessorPil
+from transformers import (
+    AutoProcessor,
+    CLIPImageProcessorPil,
+    EfficientNetImageProcessorPil,
+    Siglip2ImageProcessorPil,
+    SiglipImageProcessorPil,
+)
 
 from hard_positives import evaluate, score
+from hard_positives.models.pixels import (
+    PillowProcessor,
+    UnscaledProcessor,
+    cut_in_two,
+    look_up,
+)
 from hard_positives.models.preprocessing import OpenAIPreprocessing, choose_image_processor
+from hard_positives.scoring import encoding
+from hard_positives.suite.rows import decode_image
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # Width and height -> left and top of the crop, seen with torchvision 0.28's Resize and CenterCrop.
@@ -156,3 +171,150 @@ def test_no_row_flips_against_the_published_counters(tiny_clip, capsys, monkeypa
     told = capsys.readouterr().out
     assert told.count("ours, openai") == 2
     assert told.count(", 0 rows flip") >= 2
+
+
+def decoded(mode: str, size: tuple[int, int]) -> Image.Image:
+    """What the scorer decodes from a file in one of Pillow's modes."""
+    buffer = io.BytesIO()
+    image = noise(size).convert("I" if mode == "I;16" else mode)
+    image.convert(mode).save(buffer, "JPEG" if mode == "CMYK" else "PNG")
+    return decode_image({"bytes": buffer.getvalue(), "path": None}, 0)
+
+
+PICTURES = [
+    decoded(mode, size)
+    for mode, size in [
+        ("RGB", (640, 427)),
+        ("RGB", (427, 640)),
+        ("RGB", (224, 224)),
+        ("L", (500, 334)),
+        ("LA", (300, 301)),
+        ("RGBA", (33, 1000)),
+        ("P", (7, 5)),
+        ("1", (1, 1)),
+        ("CMYK", (500, 375)),
+        ("I;16", (225, 224)),
+    ]
+]
+CUT = {
+    "CLIP": (clip(), PillowProcessor),
+    "CLIP, openai": (choose_image_processor(clip(), "openai"), UnscaledProcessor),
+    "CLIP, a smaller crop": (CLIPImageProcessorPil(size={"shortest_edge": 256}), PillowProcessor),
+    "CLIP, a larger crop": (CLIPImageProcessorPil(size={"shortest_edge": 200}), UnscaledProcessor),
+    "CLIP, no resize": (CLIPImageProcessorPil(do_resize=False), UnscaledProcessor),
+    "CLIP, not normalised": (CLIPImageProcessorPil(do_normalize=False), PillowProcessor),
+    "CLIP, not rescaled": (CLIPImageProcessorPil(do_rescale=False), PillowProcessor),
+    "SigLIP": (SiglipImageProcessorPil(), PillowProcessor),
+    "SigLIP, bilinear": (
+        SiglipImageProcessorPil(size={"height": 96, "width": 48}, resample=2),
+        PillowProcessor,
+    ),
+}
+
+
+@pytest.mark.parametrize(("whole", "kind"), CUT.values(), ids=CUT)
+def test_the_two_halves_of_a_processor_give_what_the_whole_does_to_the_bit(whole, kind):
+    unscaled, floats = cut_in_two(whole, PICTURES[:1])
+    assert isinstance(unscaled, kind)
+    for picture in PICTURES:
+        pixels = unscaled(picture, return_tensors="pt")["pixel_values"]
+        expected = whole(picture, return_tensors="pt")["pixel_values"]
+        found = look_up(pixels, floats)
+        assert pixels.dtype == torch.uint8
+        assert found.is_contiguous()
+        assert found.dtype == expected.dtype
+        assert found.numpy().tobytes() == expected.numpy().tobytes()
+
+
+def test_the_table_in_half_precision_is_the_whole_in_half_precision():
+    unscaled, floats = cut_in_two(clip(), PICTURES[:1])
+    pixels = unscaled(PICTURES[0], return_tensors="pt")["pixel_values"]
+    expected = clip()(PICTURES[0], return_tensors="pt")["pixel_values"]
+    for dtype in (torch.bfloat16, torch.float16):
+        assert torch.equal(look_up(pixels, floats.to(dtype)), expected.to(dtype))
+
+
+class PerImage(CLIPImageProcessorPil):
+    def normalize(self, image, mean, std, **options):
+        return super().normalize(image, image.mean(), image.std() + 1, **options)
+
+
+def per_image(processor):
+    """The same without a class of one's own."""
+    processor.normalize = lambda image, mean, std, **options: image - image.mean()
+    return processor
+
+
+UNCUT = {
+    "a class from outside": PerImage(),
+    "a method from outside": per_image(clip()),
+    "padding after normalising": CLIPImageProcessorPil(
+        do_pad=True, pad_size={"height": 300, "width": 300}
+    ),
+    "patches": Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16),
+    "a step that cannot be left out": EfficientNetImageProcessorPil(),
+    "neither step": CLIPImageProcessorPil(do_rescale=False, do_normalize=False),
+}
+
+
+@pytest.mark.parametrize("whole", UNCUT.values(), ids=UNCUT)
+def test_what_cannot_be_cut_stays_whole(whole):
+    assert cut_in_two(whole, PICTURES[:1]) == (whole, None)
+
+
+def test_a_processor_that_looks_at_the_whole_picture_is_found_out_by_the_pictures(monkeypatch):
+    def normalize(self, image, mean, std, **options):
+        return (image - image.mean()).astype(np.float32)
+
+    normalize.__module__ = "transformers.models"
+    monkeypatch.setattr(CLIPImageProcessorPil, "normalize", normalize, raising=False)
+    whole = clip()
+    assert cut_in_two(whole, [])[1] is not None
+    assert cut_in_two(whole, PICTURES[:1]) == (whole, None)
+
+
+def test_a_picture_that_comes_out_otherwise_keeps_a_processor_whole(monkeypatch):
+    # As if another version of transformers cropped otherwise, by one pixel for one of the sizes.
+    whole = clip()
+    resized = PillowProcessor._resized
+    monkeypatch.setattr(
+        PillowProcessor,
+        "_resized",
+        lambda self, image: tuple(side + (image.width == 33) for side in resized(self, image)),
+    )
+    assert cut_in_two(whole, PICTURES[:5])[1] is not None
+    assert cut_in_two(whole, PICTURES) == (whole, None)
+
+
+@pytest.mark.parametrize("preprocessing", ["transformers", "openai"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_cut_or_whole_the_logits_are_the_same(
+    tiny_clip, triples, monkeypatch, preprocessing, num_workers
+):
+    options = {"preprocessing": preprocessing, "num_workers": num_workers, "cache": False}
+    looked_up = []
+    monkeypatch.setattr(
+        encoding, "look_up", lambda *halves: looked_up.append(halves) or look_up(*halves)
+    )
+    cut = score(tiny_clip, triples, **options)
+    assert sum(len(pixels) for pixels, _ in looked_up) == 10
+    monkeypatch.setattr(encoding, "cut_in_two", lambda processor, images: (processor, None))
+    np.testing.assert_array_equal(cut, score(tiny_clip, triples, **options))
+    assert sum(len(pixels) for pixels, _ in looked_up) == 10
+
+
+def test_a_processor_from_outside_gives_the_logits_of_its_own_pixels(tiny_clip, triples):
+    from transformers import CLIPModel
+
+    model = CLIPModel.from_pretrained(tiny_clip, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(tiny_clip, backend="pil")
+    processor.image_processor = PerImage(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )
+    logits = score(model, triples, processor=processor, cache=False)
+    for row, found in zip(triples, logits, strict=True):
+        texts = [row[name] for name in ("caption", "hard_positive", "hard_negative")]
+        inputs = processor(images=row["image"], text=texts, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            expected = model(**inputs).logits_per_image[0]
+        np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)

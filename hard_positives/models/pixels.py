@@ -1,0 +1,189 @@
+"""An image processor cut in two: bytes where pictures are decoded, floats where the model runs.
+
+Rescaling and normalising, a processor's last steps, turn each byte into one float, whatever is
+around it. So a table of 256 floats for each channel replaces them on any device, to the bit; and
+what a worker sends is bytes, a quarter of the size. A processor of which this is not true, or not
+known, stays whole.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature
+
+from hard_positives.models.identity import unknown_code
+
+try:
+    from transformers.image_processing_backends import PilBackend
+except ImportError:  # transformers before 5.3 or so: processors of another build
+    PilBackend = None
+
+CHECKED = 8  # images of the run itself, for which the two halves must give the whole
+_STEPS = ("preprocess", "process_image", "_preprocess", "resize", "center_crop")
+
+
+@dataclass(frozen=True)
+class UnscaledProcessor:
+    """An image processor without its last steps: resized and cropped bytes.
+
+    Attributes:
+        image_processor: From transformers, or `preprocessing.OpenAIPreprocessing`.
+    """
+
+    image_processor: Any
+
+    def __call__(self, image: Image.Image, return_tensors: str = "pt") -> BatchFeature:
+        """Prepare one RGB image: `pixel_values` (1, 3, height, width), uint8."""
+        return self.image_processor(
+            image, do_rescale=False, do_normalize=False, return_tensors=return_tensors
+        )
+
+
+@dataclass(frozen=True)
+class PillowProcessor:
+    """Resize and crop as transformers' Pillow backend does, without its arrays in between.
+
+    Attributes:
+        size: Height and width after resizing; or one number, for the shorter side.
+        crop_size: Height and width of what is cut out of the middle; None for all.
+        resample: Pillow's filter.
+    """
+
+    size: tuple[int, ...]
+    crop_size: tuple[int, int] | None
+    resample: int
+
+    def __call__(self, image: Image.Image, return_tensors: str = "pt") -> BatchFeature:
+        """Prepare one RGB image: `pixel_values` (1, 3, height, width), uint8."""
+        width, height = self._resized(image)
+        image = image.resize((width, height), self.resample)
+        if self.crop_size is not None:
+            top, left = (height - self.crop_size[0]) // 2, (width - self.crop_size[1]) // 2
+            image = image.crop((left, top, left + self.crop_size[1], top + self.crop_size[0]))
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return BatchFeature({"pixel_values": pixels[None].contiguous()})
+
+    def _resized(self, image: Image.Image) -> tuple[int, int]:
+        if len(self.size) == 2:
+            return self.size[1], self.size[0]
+        (size,), (shorter, longer) = self.size, sorted(image.size)
+        other = int(size * longer / shorter)
+        return (size, other) if image.width <= image.height else (other, size)
+
+
+def _by_pillow(image_processor: Any) -> PillowProcessor | None:
+    """Return the same in Pillow alone; None for all but the commonest processors."""
+    kind = type(image_processor)
+    if (
+        PilBackend is None
+        or not issubclass(kind, PilBackend)
+        or any(getattr(kind, step) is not getattr(PilBackend, step) for step in _STEPS)
+        or not image_processor.do_resize
+        or not isinstance(image_processor.resample, int)
+    ):
+        return None
+    size = _without_none(image_processor.size)
+    if set(size) not in ({"shortest_edge"}, {"height", "width"}):
+        return None
+    sides = tuple(size[name] for name in ("shortest_edge", "height", "width") if name in size)
+    if not image_processor.do_center_crop:
+        return PillowProcessor(sides, None, image_processor.resample)
+    crop = _without_none(image_processor.crop_size)
+    if set(crop) != {"height", "width"} or max(crop.values()) > min(sides):
+        return None  # what is smaller than the crop, transformers pads
+    crop_size = crop["height"], crop["width"]
+    return PillowProcessor(sides, crop_size, image_processor.resample)
+
+
+def _without_none(size: Any) -> dict[str, int]:
+    return {name: side for name, side in dict(size or {}).items() if side is not None}
+
+
+def cut_in_two(
+    image_processor: Any, images: Iterable[Image.Image]
+) -> tuple[Callable[..., BatchFeature], torch.Tensor | None]:
+    """Split a processor into what makes bytes of an image and the floats that stand for the bytes.
+
+    Args:
+        image_processor: Prepares one RGB image.
+        images: Some of those it will get; on each of them the halves must give what the whole does.
+
+    Returns:
+        What prepares an image, and the float32 table (3, 256) for :func:`look_up`; or the whole
+        processor and None.
+
+    Examples:
+        >>> from transformers import CLIPImageProcessorPil
+        >>> image = Image.effect_noise((640, 427), 50).convert("RGB")
+        >>> whole = CLIPImageProcessorPil()
+        >>> prepare, floats = cut_in_two(whole, [image])
+        >>> pixels = prepare(image, return_tensors="pt")["pixel_values"]
+        >>> expected = whole(image, return_tensors="pt")["pixel_values"]
+        >>> pixels.dtype, torch.equal(look_up(pixels, floats), expected)
+        (torch.uint8, True)
+    """
+    whole = image_processor, None
+    # Padding comes after normalising. And what code from outside does with other images, who knows.
+    if getattr(image_processor, "do_pad", False) or any(unknown_code(image_processor)):
+        return whole
+    try:
+        floats = _floats_of_bytes(image_processor)
+    except Exception:  # it cannot leave out a step, and says so in its own way
+        return whole
+    if floats.dtype != torch.float32:  # neither step is done: bytes for the model too
+        return whole
+    unscaled = _by_pillow(image_processor) or UnscaledProcessor(image_processor)
+    if all(_is_the_same(unscaled, floats, image_processor, image) for image in images):
+        return unscaled, floats
+    return whole
+
+
+def look_up(pixels: torch.Tensor, floats: torch.Tensor) -> torch.Tensor:
+    """Replace every byte by its float.
+
+    Args:
+        pixels: (images, 3, height, width) uint8.
+        floats: (3, 256), on the same device.
+
+    Returns:
+        (images, 3, height, width) in the type of `floats`.
+
+    Examples:
+        >>> pixels = torch.tensor([0, 0, 255], dtype=torch.uint8)[None, :, None, None]
+        >>> look_up(pixels, torch.arange(768).view(3, 256)).flatten().tolist()
+        [0, 256, 767]
+    """
+    # Of torch's ways the fastest on a CPU: three times as fast as `gather`.
+    channels = [
+        of_byte.index_select(0, channel.flatten().int()).view_as(channel)
+        for of_byte, channel in zip(floats, pixels.unbind(1), strict=True)
+    ]
+    return torch.stack(channels, dim=1)
+
+
+def _floats_of_bytes(image_processor: Any) -> torch.Tensor:
+    every_byte = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    prepared = image_processor(
+        Image.fromarray(every_byte), do_resize=False, do_center_crop=False, return_tensors="pt"
+    )
+    return prepared["pixel_values"].reshape(3, 256)
+
+
+def _is_the_same(
+    unscaled: Callable, floats: torch.Tensor, image_processor: Any, image: Image.Image
+) -> bool:
+    whole = image_processor(image, return_tensors="pt")
+    try:
+        halves = unscaled(image)
+    except Exception:
+        return False
+    if not set(halves) == set(whole) == {"pixel_values"}:
+        return False
+    pixels = halves["pixel_values"]
+    return (pixels.dtype, pixels.ndim, pixels.shape[1]) == (torch.uint8, 4, 3) and torch.equal(
+        look_up(pixels, floats), whole["pixel_values"]
+    )
