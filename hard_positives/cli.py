@@ -6,6 +6,7 @@ Heavy imports stand inside the commands, so that ``--help`` answers at once.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ import typer
 from hard_positives import interrupts
 
 if TYPE_CHECKING:
+    from hard_positives import EvaluationResult
     from hard_positives.hub.publishing import Publication
 
 app = typer.Typer(
@@ -133,13 +135,22 @@ def build(
 @app.command()
 @_in_sentences(resumes=True)
 def evaluate(
-    model: Annotated[
-        str, typer.Argument(help="Hub id or folder of a CLIP-like model, or the tiny built-in one.")
-    ] = "shapes_clip",
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]...",
+            help="Hub id or folder of a CLIP-like model; the tiny bundled one if left out.",
+            show_default=False,
+        ),
+    ] = None,
     dataset: Annotated[
-        str,
-        typer.Option(help="Folder from `hard-positives build`, a Hub id, or the built-in world."),
-    ] = "shapes",
+        list[str] | None,
+        typer.Option(
+            help="Folder from `hard-positives build` or a Hub id; repeat for more. The bundled "
+            "world if left out.",
+            show_default=False,
+        ),
+    ] = None,
     split: Annotated[
         list[str] | None, typer.Option(help="Split to score; repeat for more. All if left out.")
     ] = None,
@@ -172,7 +183,11 @@ def evaluate(
         bool, typer.Option(help="Keep embeddings on disk, and use those that are there.")
     ] = True,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for results.json and scores.parquet.")
+        Path | None,
+        typer.Option(
+            help="Folder for results.json and scores.parquet; of several models or datasets, for "
+            "folders MODEL/DATASET, of which none that is finished is done again."
+        ),
     ] = None,
     image: Annotated[
         str, typer.Option(help="Column of the image.", rich_help_panel=COLUMNS_PANEL)
@@ -242,7 +257,7 @@ def evaluate(
 
     import rich
 
-    from hard_positives import Columns, render_table
+    from hard_positives import Columns, evaluate_all, render_table
     from hard_positives import evaluate as evaluate_model
     from hard_positives.names import printable
     from hard_positives.results.files import prepare_folder
@@ -260,22 +275,34 @@ def evaluate(
         cluster=cluster,
         crop=crop,
     )
+    models, datasets = models or ["shapes_clip"], dataset or ["shapes"]
+    options = {
+        "columns": columns,
+        "splits": split,
+        "device": device,
+        "dtype": dtype,
+        "preprocessing": preprocessing,
+        "batch_size": batch_size,
+        "num_workers": workers,
+        "cache": cache,
+        "progress": not quiet,
+    }
+    if len(models) > 1 or len(datasets) > 1:
+        if output is None or revision or dataset_revision:
+            raise ValueError(
+                "Expected several models or datasets to be given with output and without "
+                "revisions, got others. Give --output, and revisions in runs of their own."
+            )
+        tell = None if quiet or not is_main_process() else partial(typer.echo, err=True)
+        results = evaluate_all(models, datasets, output, **options, tell=tell)
+        if is_main_process():
+            _show_all(results, as_json=as_json)
+        return
+    [model], [dataset] = models, datasets
     if output is not None:
         prepare_folder(output, dataset)  # before hours of work, not after
     result = evaluate_model(
-        model,
-        dataset,
-        columns=columns,
-        splits=split,
-        revision=revision,
-        dataset_revision=dataset_revision,
-        device=device,
-        dtype=dtype,
-        preprocessing=preprocessing,
-        batch_size=batch_size,
-        num_workers=workers,
-        cache=cache,
-        progress=not quiet,
+        model, dataset, revision=revision, dataset_revision=dataset_revision, **options
     )
     if not is_main_process():  # under accelerate launch one speaks for all
         return
@@ -290,11 +317,29 @@ def evaluate(
         typer.echo(NEXT_STEP)
 
 
+def _show_all(results: list["EvaluationResult"], *, as_json: bool) -> None:
+    import json
+
+    import rich
+
+    from hard_positives import render_summary
+    from hard_positives.names import printable
+
+    if as_json:
+        both = [{"signature": one.signature, "metrics": one.metrics} for one in results]
+        typer.echo(json.dumps(both, indent=2))
+        return
+    rich.print(render_summary(results))
+    for result in results:
+        typer.echo(printable(result.signature_line))
+
+
 @app.command()
 @_in_sentences()
 def report(
     results: Annotated[
-        list[Path], typer.Argument(help="Folders from `hard-positives evaluate --output`.")
+        list[Path],
+        typer.Argument(help="Folders from `hard-positives evaluate --output`; a page per dataset."),
     ],
     output: Annotated[Path, typer.Option(help="Folder for index.html and report.md.")],
     dataset: Annotated[
@@ -308,11 +353,22 @@ def report(
 ) -> None:
     """Write results as one web page that needs no network, and as Markdown."""
     from hard_positives import EvaluationResult, write_report
+    from hard_positives.names import public_name
+    from hard_positives.results.several import find_results
 
-    loaded = [EvaluationResult.load(folder) for folder in results]
-    page = write_report(loaded, output, dataset=dataset)
-    if not quiet:
-        typer.echo(f"Wrote {page} and report.md beside it.")
+    by_rows: dict[str, list[EvaluationResult]] = {}
+    for folder in (found for given in results for found in find_results(given)):
+        result = EvaluationResult.load(folder)
+        by_rows.setdefault(result.signature["dataset"]["content_sha256"], []).append(result)
+    if len(by_rows) < 2 or len(results) > 1:
+        folders = [(output, [result for of_rows in by_rows.values() for result in of_rows])]
+    else:  # what evaluate left for several datasets
+        named = ((public_name(of[0].signature["dataset"]["id"]), of) for of in by_rows.values())
+        folders = [(output / name.replace("/", "--"), of) for name, of in named]
+    for folder, loaded in folders:
+        page = write_report(loaded, folder, dataset=dataset)
+        if not quiet:
+            typer.echo(f"Wrote {page} and report.md beside it.")
 
 
 @app.command()

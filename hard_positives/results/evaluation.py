@@ -6,6 +6,7 @@
 Nothing here prints; `report` renders a result.
 """
 
+import json
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -179,11 +180,8 @@ def evaluate(
         True
     """
     options = Options(batch_size, num_workers, cache, progress)
-    source = load_source(dataset, splits, dataset_revision)
-    columns = columns or Columns()
     # What is wrong with the rows shows before a model is loaded.
-    comparisons = read_comparisons(source.splits, columns)
-    described = _described_rows(source, columns, comparisons)
+    benchmark = open_benchmark(dataset, columns, splits, dataset_revision)
     scorer = load_model(
         model,
         processor=processor,
@@ -192,10 +190,57 @@ def evaluate(
         dtype=dtype,
         preprocessing=preprocessing,
     )
+    return score_benchmark(model, scorer, benchmark, options)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A dataset that was read and checked.
+
+    Attributes:
+        name: What the user called it.
+        commit: Of the Hub, if it is from there.
+        columns: What its columns are.
+        comparisons: What is to be scored.
+        described: All columns of a result but the logits.
+    """
+
+    name: Any
+    commit: str | None
+    columns: Columns
+    comparisons: Comparisons
+    described: pa.Table
+
+
+def open_benchmark(
+    dataset: str | Path | Dataset | DatasetDict,
+    columns: Columns | None = None,
+    splits: Sequence[str] | None = None,
+    revision: str | None = None,
+) -> Benchmark:
+    """Read and check a dataset; see :func:`evaluate` for the arguments and errors."""
+    source = load_source(dataset, splits, revision)
+    columns = columns or Columns()
+    comparisons = read_comparisons(source.splits, columns)
+    described = _described_rows(source, columns, comparisons)
+    return Benchmark(dataset, source.commit, columns, comparisons, described)
+
+
+def score_benchmark(
+    model: Any,
+    scorer: ImageTextModel,
+    benchmark: Benchmark,
+    options: Options,
+    earlier: EvaluationResult | None = None,
+) -> EvaluationResult:
+    """Score a loaded model; or return the earlier result, if that depends on the same."""
+    signature = _signature(model, scorer, benchmark)
+    if earlier is not None and earlier.signature == json.loads(json.dumps(signature)):
+        return earlier
+    comparisons = benchmark.comparisons
     logits = score_comparisons(scorer, comparisons, options)
     lists = pa.ListArray.from_arrays(_int32(comparisons.offsets), pa.array(logits))
-    scores = described.append_column(SCORES_SCHEMA.field("logits"), lists)
-    signature = _signature(model, dataset, source.commit, columns, scorer, scores)
+    scores = benchmark.described.append_column(SCORES_SCHEMA.field("logits"), lists)
     return EvaluationResult(scores, signature)
 
 
@@ -287,24 +332,17 @@ def _lists(comparisons: Comparisons, values: Sequence[str], side: int) -> pa.Lis
     )
 
 
-def _signature(
-    model: Any,
-    dataset: Any,
-    dataset_commit: str | None,
-    columns: Columns,
-    scorer: ImageTextModel,
-    scores: pa.Table,
-) -> dict[str, Any]:
-    facts = facts_of(scores)
+def _signature(model: Any, scorer: ImageTextModel, benchmark: Benchmark) -> dict[str, Any]:
+    facts = facts_of(benchmark.described)
     described = scorer.describe()
     name = public_name(model) or public_name(described["model"]["id"])
     return {
         **described,
         "model": {**described["model"], "id": name},
         "dataset": {
-            "id": public_name(dataset),
-            "revision": dataset_commit,
-            "columns": given_columns(columns),
+            "id": public_name(benchmark.name),
+            "revision": benchmark.commit,
+            "columns": given_columns(benchmark.columns),
             **facts.pop("dataset"),
         },
         **facts,
@@ -320,7 +358,7 @@ def given_columns(columns: Columns) -> dict[str, Any]:
     default = Columns()
     values = {part.name: getattr(columns, part.name) for part in fields(columns)}
     return {
-        name: list(map(list, value)) if name == "pairs" else value
+        name: json.loads(json.dumps(value))  # tuples as lists, as they are read again
         for name, value in values.items()
         if value != getattr(default, name)
     }
@@ -357,5 +395,5 @@ def facts_of(scores: pa.Table) -> dict[str, Any]:
 def _content_hash(scores: pa.Table) -> str:
     """Hash all that the figures depend on, apart from the model: every column but the logits."""
     content = ContentHash()
-    content.add_table(scores.drop_columns("logits"))
+    content.add_table(scores.select(_DESCRIBED.names))
     return content.hexdigest()

@@ -131,6 +131,42 @@ def render_table(result: EvaluationResult) -> Table:
     return table
 
 
+def render_summary(results: Sequence[EvaluationResult]) -> Table:
+    """Lay several models out on several datasets, split by split, in percent.
+
+    Args:
+        results: Of any models and datasets.
+
+    Returns:
+        A rich table: for each dataset and split a line for each model, with the mean over
+        categories of every figure as published.
+    """
+    columns = {
+        title: figure
+        for title, figure in COLUMNS.items()
+        if any(figure in figure_columns(result).values() for result in results)
+    }
+    explanation = "% of rows, mean over categories \u00b1 half of the 95 % interval; as published."
+    table = _new_table(Text("models by datasets"), explanation)
+    table.add_column("", overflow="fold")
+    table.add_column("rows", justify="right", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    parts = {}
+    for result in results:
+        for split, figures in result.metrics["as_published"].items():
+            dataset = result.signature["dataset"]
+            key = (public_name(dataset["id"]) or "rows", dataset["content_sha256"], split)
+            parts.setdefault(key, []).append((name_of(result), figures))
+    for (dataset, _, split), lines in parts.items():
+        table.add_row(_text(f"{dataset} {split}", "bold"))
+        for name, figures in lines:
+            macro = {**figures["macro"], "num_examples": figures["num_examples"]}
+            _add_figures(table, name, macro, list(columns.values()))
+        table.add_section()
+    return table
+
+
 def figure_columns(result: EvaluationResult) -> dict[str, str]:
     """The columns of a table that some row has, by title; augmented only where it can differ."""
     found = set().union(*(row.keys() for row in _all_rows([result])))

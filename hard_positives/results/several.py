@@ -1,0 +1,111 @@
+"""Several models on several datasets: a folder for each pair, and none that is finished done again.
+
+    OUTPUT/MODEL/DATASET/results.json, scores.parquet
+
+What a finished result depends on stands in its signature, which is known before anything is scored:
+where the two are the same, the result stays.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from hard_positives.models.encoders import Options
+from hard_positives.models.loading import load_model
+from hard_positives.names import public_name
+from hard_positives.results.evaluation import (
+    EvaluationResult,
+    open_benchmark,
+    score_benchmark,
+)
+from hard_positives.results.files import prepare_folder
+from hard_positives.scoring.machine import is_main_process
+from hard_positives.suite.comparisons import Columns
+
+
+def evaluate_all(
+    models: Sequence[str | Path],
+    datasets: Sequence[str | Path],
+    output_dir: str | Path,
+    *,
+    columns: Columns | None = None,
+    splits: Sequence[str] | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+    preprocessing: str = "transformers",
+    batch_size: int | None = None,
+    num_workers: int | None = None,
+    cache: bool = True,
+    progress: bool = True,
+    tell: Callable[[str], None] | None = None,
+) -> list[EvaluationResult]:
+    """Score every model on every dataset, and save each result as soon as it is there.
+
+    All datasets are read and checked before the first model is loaded. A model is loaded once. With
+    the cache, an image or caption of several datasets is encoded once. A run that was stopped
+    resumes; results that are finished are kept where model, dataset and versions are the same.
+
+    Args:
+        models: Hub ids or folders, each with another name.
+        datasets: Likewise, all with the same columns.
+        output_dir: Gets a folder `MODEL/DATASET` for each; `/` in names becomes `--`.
+        columns: As for :func:`hard_positives.evaluate`, like all arguments not named here.
+        tell: Is called with a sentence for each result.
+
+    Returns:
+        The results, model by model, in the order given.
+
+    Raises:
+        ValueError: Two models or datasets of one name, and what `evaluate` raises.
+        FileExistsError: A folder holds files that are no result's.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     [result] = evaluate_all(["shapes_clip"], ["shapes"], folder, progress=False)
+        ...     sorted(path.name for path in Path(folder, "shapes_clip", "shapes").iterdir())
+        ['results.json', 'scores.parquet']
+    """
+    options = Options(batch_size, num_workers, cache, progress)
+    folders = [_folder_names(models, "models"), _folder_names(datasets, "datasets")]
+    places = [[Path(output_dir, model, dataset) for dataset in folders[1]] for model in folders[0]]
+    benchmarks = [open_benchmark(dataset, columns, splits) for dataset in datasets]
+    for dataset, *of_dataset in zip(datasets, *places, strict=True):
+        for place in of_dataset:
+            prepare_folder(place, dataset)
+    results = []
+    for model, of_model in zip(models, places, strict=True):
+        scorer = load_model(model, device=device, dtype=dtype, preprocessing=preprocessing)
+        for benchmark, place in zip(benchmarks, of_model, strict=True):
+            earlier = _earlier(place)
+            result = score_benchmark(model, scorer, benchmark, options, earlier)
+            if result is not earlier and is_main_process():
+                result.save(place)
+            if tell:
+                tell(f"{place}: {'finished before' if result is earlier else 'scored'}.")
+            results.append(result)
+    return results
+
+
+def find_results(folder: str | Path) -> Iterator[Path]:
+    """Yield the folders of results in what `evaluate_all` wrote, or the folder if it is one."""
+    folder = Path(folder)
+    inside = sorted(path.parent for path in folder.glob("*/*/results.json"))
+    is_one = not inside or (folder / "results.json").is_file()
+    yield from [folder] if is_one else inside
+
+
+def _folder_names(sources: Sequence[str | Path], kind: str) -> list[str]:
+    names = [str(public_name(source)).strip("/.").replace("/", "--") for source in sources]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"Expected {kind} to be one or more, each of another name, got {names}. Their results "
+            "go to folders of these names."
+        )
+    return names
+
+
+def _earlier(place: Path) -> EvaluationResult | None:
+    try:
+        return EvaluationResult.load(place)
+    except (FileNotFoundError, ValueError):  # none, or a damaged one: scored again
+        return None
