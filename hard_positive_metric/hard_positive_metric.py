@@ -475,8 +475,13 @@ def compute_metrics(predictions, references=None, *, groups=None, clusters=None,
     # In a small type a stable sort, which keeps the order of rows, is a radix sort.
     order = np.argsort(groups.astype(np.min_scalar_type(len(labels))), kind="stable")
     members = np.split(order, np.cumsum(np.bincount(groups))[:-1])
+    limits = metrics["num_clusters"], metrics.get("num_sets")
     metrics["groups"] = {
-        label: _summary(rows.take(member), _renumbered(clusters, member), _renumbered(sets, member))
+        label: _summary(
+            rows.take(member),
+            _renumbered(clusters, member, limits[0]),
+            _renumbered(sets, member, limits[1]),
+        )
         for label, member in zip(labels, members, strict=True)
     }
     metrics["macro"] = _macro(rows, groups, clusters, sets, metrics)
@@ -731,9 +736,9 @@ def _distinct(codes: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(is_there), (np.cumsum(is_there) - 1)[codes]
 
 
-def _renumbered(codes: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
+def _renumbered(codes: np.ndarray | None, rows: np.ndarray, limit: int) -> np.ndarray | None:
     """Pick rows and number their codes without gaps again."""
-    return None if codes is None else _distinct(codes[rows], codes.max() + 1)[1]
+    return None if codes is None else _distinct(codes[rows], limit)[1]
 
 
 def _summary(rows: RowOutcomes, clusters: np.ndarray | None, sets: np.ndarray | None) -> dict:
