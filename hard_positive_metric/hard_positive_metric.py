@@ -1268,17 +1268,19 @@ def _read(values, name: str, first_row: int) -> _Lists:
 
 
 def _plain(values, name: str, first_row: int):
-    """Make a list of rows, or an array, of whatever holds rows."""
+    """Make a list of rows, or an array, of whatever holds rows; leave alone what holds none."""
     if isinstance(values, np.ma.MaskedArray):
         values = _unmasked(values, name, first_row)
     elif not isinstance(values, np.ndarray) and hasattr(values, "tolist"):
         # A tensor, which NumPy refuses in bfloat16, with gradients or on a GPU.
         values = _listed(values, name)
-    elif not isinstance(values, (np.ndarray, collections.abc.Sequence, str, bytes)):
-        values = np.asarray(values) if hasattr(values, "__array__") else values
-    is_sequence = isinstance(values, collections.abc.Sequence)
-    is_row_by_row = isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype == object
-    if not is_row_by_row and (not is_sequence or isinstance(values, (str, bytes))):
+    elif not isinstance(values, np.ndarray) and hasattr(values, "__array__"):
+        values = np.asarray(values)
+    if isinstance(values, np.ndarray):
+        holds_rows = values.ndim == 1 and values.dtype == object
+    else:
+        holds_rows = isinstance(values, collections.abc.Sequence)
+    if not holds_rows or isinstance(values, (str, bytes)):
         return values
     values = list(values)
     if set(map(type, values)) <= {list, tuple, np.ndarray}:
