@@ -475,8 +475,13 @@ def compute_metrics(predictions, references=None, *, groups=None, clusters=None,
     # In a small type a stable sort, which keeps the order of rows, is a radix sort.
     order = np.argsort(groups.astype(np.min_scalar_type(len(labels))), kind="stable")
     members = np.split(order, np.cumsum(np.bincount(groups))[:-1])
+    limits = metrics["num_clusters"], metrics.get("num_sets")
     metrics["groups"] = {
-        label: _summary(rows.take(member), _renumbered(clusters, member), _renumbered(sets, member))
+        label: _summary(
+            rows.take(member),
+            _renumbered(clusters, member, limits[0]),
+            _renumbered(sets, member, limits[1]),
+        )
         for label, member in zip(labels, members, strict=True)
     }
     metrics["macro"] = _macro(rows, groups, clusters, sets, metrics)
@@ -731,9 +736,9 @@ def _distinct(codes: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(is_there), (np.cumsum(is_there) - 1)[codes]
 
 
-def _renumbered(codes: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
+def _renumbered(codes: np.ndarray | None, rows: np.ndarray, limit: int) -> np.ndarray | None:
     """Pick rows and number their codes without gaps again."""
-    return None if codes is None else _distinct(codes[rows], codes.max() + 1)[1]
+    return None if codes is None else _distinct(codes[rows], limit)[1]
 
 
 def _summary(rows: RowOutcomes, clusters: np.ndarray | None, sets: np.ndarray | None) -> dict:
@@ -1263,17 +1268,19 @@ def _read(values, name: str, first_row: int) -> _Lists:
 
 
 def _plain(values, name: str, first_row: int):
-    """Make a list of rows, or an array, of whatever holds rows."""
+    """Make a list of rows, or an array, of whatever holds rows; leave alone what holds none."""
     if isinstance(values, np.ma.MaskedArray):
         values = _unmasked(values, name, first_row)
     elif not isinstance(values, np.ndarray) and hasattr(values, "tolist"):
         # A tensor, which NumPy refuses in bfloat16, with gradients or on a GPU.
         values = _listed(values, name)
-    elif not isinstance(values, (np.ndarray, collections.abc.Sequence, str, bytes)):
-        values = np.asarray(values) if hasattr(values, "__array__") else values
-    is_sequence = isinstance(values, collections.abc.Sequence)
-    is_row_by_row = isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype == object
-    if not is_row_by_row and (not is_sequence or isinstance(values, (str, bytes))):
+    elif not isinstance(values, np.ndarray) and hasattr(values, "__array__"):
+        values = np.asarray(values)
+    if isinstance(values, np.ndarray):
+        holds_rows = values.ndim == 1 and values.dtype == object
+    else:
+        holds_rows = isinstance(values, collections.abc.Sequence)
+    if not holds_rows or isinstance(values, (str, bytes)):
         return values
     values = list(values)
     if set(map(type, values)) <= {list, tuple, np.ndarray}:
