@@ -62,7 +62,7 @@ def evaluate_all(
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     [result] = evaluate_all(["shapes_clip"], ["shapes"], folder, progress=False)
-        ...     sorted(path.name for path in Path(folder, "shapes_clip", "shapes").iterdir())
+        ...     sorted(path.name for path in Path(folder, "shapes_clip", "shapes").glob("[!.]*"))
         ['results.json', 'scores.parquet']
     """
     options = Options(batch_size, num_workers, cache, progress)

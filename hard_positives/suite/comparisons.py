@@ -281,7 +281,7 @@ def read_comparisons(
         >>> rows = load_dataset("hard_positives_dataset", split="swap")
         >>> comparisons = read_comparisons(rows)
         >>> len(comparisons), len(comparisons.pairs), len(comparisons.pictures)
-        (600, 1800, 300)
+        (1000, 3000, 500)
     """
     columns = columns or Columns()
     splits = list(rows.values()) if isinstance(rows, Mapping) else [rows]

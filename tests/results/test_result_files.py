@@ -159,7 +159,7 @@ def test_a_save_on_a_full_disk_leaves_the_older_result(tmp_path):
         pytest.skip("this container may not mount")
     try:
         outcomes = []
-        for free in range(0, 240, 4):  # kB
+        for free in range(0, 480, 8):  # kB
             folder = old.save(disk / "result")
             room = shutil.disk_usage(disk).free - free * 1024
             (disk / "filler").write_bytes(bytes(max(0, room)))

@@ -390,7 +390,7 @@ def test_towers_that_are_compiled_are_used_as_they_are(tiny_clip, triples):
 
 
 def test_auto_takes_half_precision_only_where_it_is_twice_as_fast(tiny_clip, triples, monkeypatch):
-    from hard_positives.scoring import score as scoring
+    from hard_positives.models import loading as scoring
 
     seconds = {torch.float32: 1.0, torch.bfloat16: 0.6}
     monkeypatch.setattr(scoring, "_product_seconds", lambda dtype, device: seconds[dtype])
