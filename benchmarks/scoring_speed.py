@@ -279,13 +279,16 @@ def run_floor(encoder, rows) -> float:
 def run_decode(encoder, rows) -> float:
     from torch.utils.data import DataLoader
 
+    from hard_positives.models.pixels import CHECKED, cut_in_two
     from hard_positives.scoring.machine import image_workers
-    from hard_positives.suite.rows import PreparedImages, index_rows
+    from hard_positives.suite.rows import PreparedImages, index_rows, open_image
 
     on_cpu = encoder.device.type == "cpu"
 
     def loop() -> None:
-        files = PreparedImages(index_rows(rows), encoder.processor.image_processor)
+        index = index_rows(rows)
+        some = (open_image(index, place) for place in range(min(CHECKED, len(index.first_rows))))
+        files = PreparedImages(index, cut_in_two(encoder.image_processor, some)[0])
         workers = image_workers(None, len(files), encoder.device.type)
         loader = DataLoader(
             files,
