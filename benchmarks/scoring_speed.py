@@ -279,14 +279,17 @@ def run_floor(encoder, rows) -> float:
 def run_decode(encoder, rows) -> float:
     from torch.utils.data import DataLoader
 
+    from hard_positives.models.pixels import CHECKED, cut_in_two
     from hard_positives.scoring.machine import image_workers
     from hard_positives.suite.comparisons import read_comparisons
-    from hard_positives.suite.rows import PreparedImages
+    from hard_positives.suite.rows import PreparedImages, open_image
 
     on_cpu = encoder.device.type == "cpu"
 
     def loop() -> None:
-        files = PreparedImages(read_comparisons(rows), encoder.processor.image_processor)
+        index = read_comparisons(rows)
+        some = (open_image(index, place) for place in range(min(CHECKED, len(index.pictures))))
+        files = PreparedImages(index, cut_in_two(encoder.image_processor, some)[0])
         workers = image_workers(None, len(files), encoder.device.type)
         loader = DataLoader(
             files,

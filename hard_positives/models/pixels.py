@@ -19,7 +19,7 @@ from hard_positives.models.identity import unknown_code
 
 try:
     from transformers.image_processing_backends import PilBackend
-except ImportError:  # transformers before 5.3 or so: processors of another build
+except ImportError:  # the first releases of transformers 5
     PilBackend = None
 
 CHECKED = 8  # images of the run itself, for which the two halves must give the whole
@@ -127,8 +127,8 @@ def cut_in_two(
         (torch.uint8, True)
     """
     whole = image_processor, None
-    # Padding comes after normalising. And what code from outside does with other images, who knows.
-    if getattr(image_processor, "do_pad", False) or any(unknown_code(image_processor)):
+    # What code from outside does with the next image, nobody knows.
+    if any(unknown_code(image_processor)):
         return whole
     try:
         floats = _floats_of_bytes(image_processor)
