@@ -4,6 +4,7 @@ A record goes to other people. It names a model, a dataset or a server so that t
 is meant, without the folders, passwords and keys of whoever made it.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def public_name(source: Any) -> str | None:
     """
     if not isinstance(source, (str, Path)):
         return None
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # which leaves an unknown user as it is
     if path.is_absolute() or ".." in path.parts:
         return path.resolve().name
     return str(source)

@@ -176,9 +176,16 @@ def _write_page(whole: EvaluationResult, trial: Trial) -> Outcome:
     draw = partial(trial.random.choice, texts)
     scores = whole.scores
     for place, field in enumerate(scores.schema):
+        if field.name in ("direction", "set"):  # which no result that is read has otherwise
+            continue
         if field.type == pa.string():
             column = pa.array([draw() for _ in range(len(scores))])
-            scores = scores.set_column(place, field, column)
+        elif field.type == pa.list_(pa.string()):
+            lists = scores[field.name].to_pylist()
+            column = pa.array([[draw() for _ in texts] for texts in lists], field.type)
+        else:
+            continue
+        scores = scores.set_column(place, field, column)
     poisoned = EvaluationResult(scores, _with_texts(whole.signature, draw))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

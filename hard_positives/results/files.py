@@ -17,9 +17,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hard_positives.suite.comparisons import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from hard_positives_dataset.folders import (
     full_disk_explained,
     lock_for,
@@ -254,4 +256,24 @@ def _read_scores(path: Path, content: bytes) -> pa.Table:
             f"{[f'{field.name} ({field.type})' for field in table.schema]}. It is of an older "
             "version, which this one does not read, or no result: evaluate again."
         )
+    _check_lists(path, table)
     return table
+
+
+def _check_lists(path: Path, scores: pa.Table) -> None:
+    """Refuse rows that are no comparisons, such as other programs may write."""
+    sizes = {
+        name: np.diff(scores[name].combine_chunks().offsets.to_numpy())
+        for name in ("images", "captions", "labels", "logits")
+    }
+    directions = np.array(scores["direction"].to_pylist(), dtype=str)
+    to_text = directions == IMAGE_TO_TEXT
+    candidates = np.where(to_text, sizes["captions"], sizes["images"])
+    anchors = np.where(to_text, sizes["images"], sizes["captions"])
+    right = (to_text | (directions == TEXT_TO_IMAGE)) & (anchors == 1)
+    right &= (sizes["labels"] == candidates) & (sizes["logits"] == candidates)
+    if not right.all():
+        raise ValueError(
+            f"Expected {path} to hold an anchor and as many labels and logits as candidates in "
+            f"every row, got others in row {np.flatnonzero(~right)[0]}. {_AGAIN}"
+        )

@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT
 
 from hard_positives import EvaluationResult
-from hard_positives.results.files import SCORES_SCHEMA, prepare_folder
+from hard_positives.results.files import SCORES_SCHEMA, prepare_folder, write_result
 
 NAMES = {"results.json", "scores.parquet", ".results.json.lock"}
 SIGNATURE = {
@@ -77,6 +77,7 @@ def make_result(name: str, num_rows: int = 60) -> EvaluationResult:
     texts = [f"{name} {row} {random.Random(row).random()}" for row in range(num_rows)]
     columns = {
         **{field.name: texts for field in SCORES_SCHEMA},
+        "direction": ["image_to_text"] * num_rows,
         "images": [[text] for text in texts],
         "captions": [[text] * 3 for text in texts],
         "labels": [[True, True, False]] * num_rows,
@@ -159,7 +160,7 @@ def test_a_save_on_a_full_disk_leaves_the_older_result(tmp_path):
         pytest.skip("this container may not mount")
     try:
         outcomes = []
-        for free in range(0, 480, 8):  # kB
+        for free in range(0, 160, 4):  # kB
             folder = old.save(disk / "result")
             room = shutil.disk_usage(disk).free - free * 1024
             (disk / "filler").write_bytes(bytes(max(0, room)))
@@ -346,3 +347,25 @@ def test_a_folder_that_can_only_be_read_is_refused(saved):
     finally:
         subprocess.run(["umount", folder], check=True)
     assert loads_as(folder, *saved[0]) == "old"
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("direction", "sideways"),
+        ("captions", ["one"]),
+        ("images", ["a", "b"]),
+        ("labels", [True, False]),
+        ("logits", [0.5]),
+    ],
+)
+def test_rows_that_are_no_comparisons_are_refused(tmp_path, column, value):
+    result = make_result("name")
+    values = result.scores[column].to_pylist()
+    values[7] = value
+    place = result.scores.column_names.index(column)
+    field = SCORES_SCHEMA.field(column)
+    odd = result.scores.set_column(place, field, pa.array(values, field.type))
+    write_result(tmp_path, result.signature, odd, {})
+    with pytest.raises(ValueError, match=r"labels and logits as candidates in every row, .* row 7"):
+        EvaluationResult.load(tmp_path)
