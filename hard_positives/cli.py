@@ -6,6 +6,7 @@ Heavy imports stand inside the commands, so that ``--help`` answers at once.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,8 +23,7 @@ app = typer.Typer(
     name="hard-positives",
     help="Measure how well image-text models understand composition, with hard positives.",
     epilog="Exit codes: 0 done; 1 the input is wrong, with one sentence on stderr; 2 the command "
-    "line is wrong; 130 interrupted. Colours are left out in a pipe and where NO_COLOR is set. "
-    "HARD_POSITIVES_TRACEBACK=1 shows the traceback behind an error.",
+    "line is wrong; 130 interrupted. Colours are left out in a pipe and where NO_COLOR is set.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -58,12 +58,31 @@ Json = Annotated[
 ]
 
 
+_with_traceback = ContextVar("with_traceback", default=False)
+
+
+@app.callback()
+def program(
+    traceback: Annotated[
+        bool,
+        typer.Option(
+            "--traceback",
+            envvar="HARD_POSITIVES_TRACEBACK",
+            help="Print the traceback below an error, to see where it comes from.",
+        ),
+    ] = False,
+) -> None:
+    """Take what holds for every command."""
+    _with_traceback.set(traceback)
+
+
 @contextmanager
 def _in_sentences(resumes: bool = False) -> Iterator[None]:
     """Say in a sentence each what is wrong (exit code 1), what is to be told, and an interrupt.
 
     Decorates a command as a whole, since its imports take seconds in which Ctrl-C can come.
     """
+    import traceback
     import warnings
 
     with warnings.catch_warnings():
@@ -75,9 +94,9 @@ def _in_sentences(resumes: bool = False) -> Iterator[None]:
                 again = "resumes where it stopped" if resumes else "starts it again"
                 _echo_error(f"Interrupted. The same command {again}.")
                 raise typer.Exit(interrupts.INTERRUPTED) from error
-            if os.environ.get("HARD_POSITIVES_TRACEBACK"):
-                raise
             _echo_error(f"Error: {error}")
+            if _with_traceback.get():
+                _echo_error(traceback.format_exc())
             raise typer.Exit(1) from error
 
 

@@ -98,15 +98,24 @@ def test_workers_end_with_the_process_that_started_them(start, number):
     assert "Traceback" not in process.stderr.read()
 
 
-def test_what_is_wrong_can_be_seen_with_its_traceback(tmp_path):
-    command = [sys.executable, "-m", "hard_positives", "compare", str(tmp_path), str(tmp_path)]
-    plain = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_a_traceback_is_shown_below_the_sentence_when_asked(tmp_path, by):
+    folder = tmp_path / "red\x1b[31m"
+    program = [sys.executable, "-m", "hard_positives"]
+    command = ["compare", str(folder), str(folder)]
+    plain = subprocess.run([*program, *command], capture_output=True, text=True, cwd=ROOT)
     assert plain.returncode == 1
     assert plain.stderr.startswith("Error: Expected")
     assert "Traceback" not in plain.stderr
-    environment = {**os.environ, "HARD_POSITIVES_TRACEBACK": "1"}
-    shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
-    assert "Traceback" in shown.stderr
+    option, environment = ["--traceback"], {**os.environ, "HARD_POSITIVES_TRACEBACK": "1"}
+    asked = (option, os.environ) if by == "option" else ([], environment)
+    full = subprocess.run(
+        [*program, *asked[0], *command], capture_output=True, text=True, cwd=ROOT, env=asked[1]
+    )
+    assert full.returncode == 1
+    assert full.stderr.startswith(plain.stderr + "Traceback (most recent call last):\n")
+    assert "results/files.py" in full.stderr
+    assert "\x1b" not in full.stderr
 
 
 def test_nothing_that_a_terminal_obeys_is_printed(tmp_path):
