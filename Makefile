@@ -1,10 +1,13 @@
-.PHONY: install test check format claim faults
+.PHONY: install test test-all check format claim faults
 
 install:
 	pip install -c constraints.txt -e '.[dev]'
 
 test:
 	pytest
+
+test-all:
+	pytest -m 'slow or not slow'
 
 check:
 	ruff check .

@@ -30,7 +30,9 @@ def blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize(
+    "document", [DOCUMENTS[0], *(pytest.param(d, marks=pytest.mark.slow) for d in DOCUMENTS[1:])]
+)
 def test_the_python_of_a_document_runs_as_it_stands(document, tmp_path):
     code = blocks(document, "python")
     assert code, f"{document} shows no Python"

@@ -5,12 +5,15 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import psutil
 import pytest
 from conftest import ROOT
+from typer.testing import CliRunner
 
+from hard_positives.cli import app
+
+TRACEBACK = "HARD_POSITIVES_TRACEBACK"
 # Says when a moment has come, so that no test waits for a time to pass.
 PROGRAM = """
 import sys
@@ -73,7 +76,7 @@ def evaluate(*options: str) -> list[str]:
 
 
 @pytest.mark.parametrize("moment", ["imports", "work"])
-@pytest.mark.parametrize("to_the_group", [False, True])
+@pytest.mark.parametrize("to_the_group", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_an_interrupt_is_one_sentence_and_exit_code_130(start, moment, to_the_group):
     options = ["--workers", "2"] if moment == "work" else []
     process = start(moment, *evaluate(*options))
@@ -86,7 +89,9 @@ def test_an_interrupt_is_one_sentence_and_exit_code_130(start, moment, to_the_gr
     assert errors == "Interrupted. The same command resumes where it stopped.\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL]
+)
 def test_workers_end_with_the_process_that_started_them(start, number):
     process = start("work", *evaluate("--workers", "2"))
     workers = psutil.Process(process.pid).children(recursive=True)
@@ -98,19 +103,20 @@ def test_workers_end_with_the_process_that_started_them(start, number):
     assert "Traceback" not in process.stderr.read()
 
 
-@pytest.mark.parametrize("by", ["option", "environment"])
+@pytest.mark.parametrize("by", ["option", pytest.param("environment", marks=pytest.mark.slow)])
 def test_a_traceback_is_shown_below_the_sentence_when_asked(tmp_path, by):
-    folder = tmp_path / "red\x1b[31m"
-    program = [sys.executable, "-m", "hard_positives"]
-    command = ["compare", str(folder), str(folder)]
-    plain = subprocess.run([*program, *command], capture_output=True, text=True, cwd=ROOT)
-    assert plain.returncode == 1
+    command = ["compare", *2 * [str(tmp_path / "red\x1b[31m")]]
+    plain = CliRunner().invoke(app, command)
+    assert plain.exit_code == 1
     assert plain.stderr.startswith("Error: Expected")
     assert "Traceback" not in plain.stderr
-    option, environment = ["--traceback"], {**os.environ, "HARD_POSITIVES_TRACEBACK": "1"}
-    asked = (option, os.environ) if by == "option" else ([], environment)
+    option, variables = (["--traceback"], {}) if by == "option" else ([], {TRACEBACK: "1"})
     full = subprocess.run(
-        [*program, *asked[0], *command], capture_output=True, text=True, cwd=ROOT, env=asked[1]
+        [sys.executable, "-m", "hard_positives", *option, *command],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **variables},
     )
     assert full.returncode == 1
     assert full.stderr.startswith(plain.stderr + "Traceback (most recent call last):\n")
@@ -120,19 +126,16 @@ def test_a_traceback_is_shown_below_the_sentence_when_asked(tmp_path, by):
 
 def test_nothing_that_a_terminal_obeys_is_printed(tmp_path):
     folder = tmp_path / "red\x1b[31m\x9b2J"
-    command = [sys.executable, "-m", "hard_positives", "compare", str(folder), str(folder)]
-    done = subprocess.run(command, capture_output=True, cwd=ROOT)
-    assert done.returncode == 1
-    assert b"\x1b" not in done.stderr
-    assert "\x9b" not in done.stderr.decode()
-    assert rb"red\x1b[31m" in done.stderr
+    command = ["compare", str(folder), str(folder)]
+    done = CliRunner().invoke(app, command, color=True, env={"NO_COLOR": "1"})
+    assert done.exit_code == 1
+    assert r"red\x1b[31m\x9b2J" in done.stderr
+    assert not set(done.stderr) & set("\x1b\x9b")
 
 
 def test_a_result_is_not_put_among_the_rows_of_a_dataset(tmp_path):
     (tmp_path / "rows.parquet").write_bytes(b"data")
-    arguments = ["evaluate", "--output", str(tmp_path), "--quiet"]
-    command = [sys.executable, "-m", "hard_positives", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 1
+    done = CliRunner().invoke(app, ["evaluate", "--output", str(tmp_path), "--quiet"])
+    assert done.exit_code == 1
     assert "rows.parquet there" in done.stderr
-    assert [path.name for path in Path(tmp_path).iterdir()] == ["rows.parquet"]
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.parquet"]

@@ -77,6 +77,7 @@ def test_a_notebook_is_kept_whole_small_and_clean(path):
     assert not any(o.get("name") == "stderr" for cell in code for o in cell.outputs)
 
 
+@pytest.mark.slow
 def test_the_picture_of_the_readme_is_what_its_script_draws(tmp_path):
     kept = ROOT / "docs" / "opening_picture.svg"
     code = (

@@ -1029,6 +1029,7 @@ def contents(folder):
     }
 
 
+@pytest.mark.slow
 def test_a_killed_build_leaves_nothing_and_the_next_gives_the_same_bytes(large, tmp_path):
     arguments = [*large, tmp_path / "whole", 1_000_000]
     assert child("-c", BUILD, *arguments, cwd=tmp_path).returncode == 0

@@ -669,7 +669,9 @@ generate(source, sys.argv[1], Killed(), workers=1, progress=False)
 """
 
 
-@pytest.mark.parametrize("last_task", [str(TASKS[0]), str(TASKS[3])])
+@pytest.mark.parametrize(
+    "last_task", [str(TASKS[0]), pytest.param(str(TASKS[3]), marks=pytest.mark.slow)]
+)
 def test_a_killed_run_goes_on_where_it_was_with_no_row_lost_or_twice(tmp_path, last_task):
     def run(task: str) -> int:
         arguments = [str(tmp_path / "train"), str(tmp_path / "log"), task]
@@ -911,6 +913,7 @@ def is_running(process: psutil.Process) -> bool:
         return False
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
 def test_workers_end_with_the_main_process_whatever_ends_it(tmp_path, end):
@@ -934,8 +937,8 @@ class InChunksOfTwenty(Rules):
 
 
 @posix
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("to_group", [True, False])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("to_group", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_ctrl_c_ends_all_processes_with_130_and_no_traceback(tmp_path, workers, to_group):
     started = Started(tmp_path, workers)
     children = started.children(workers)
@@ -969,6 +972,7 @@ def test_two_processes_share_the_work_and_each_caption_is_edited_once_for_each_t
     assert Counter(chain(*logs)) == {f"{task}/{text}": 1 for task in TASKS for text in NUMBERED}
 
 
+@pytest.mark.slow
 def test_of_two_identical_runs_at_once_one_is_refused_and_the_other_ends_well(tmp_path):
     first = Started(tmp_path)
     first.children(workers=2)

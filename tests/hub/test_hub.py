@@ -334,6 +334,7 @@ def test_a_pull_request_to_a_dataset_leaves_its_main_branch(stand_in, client, bu
     assert len(repository.pull_requests) == 1
 
 
+@pytest.mark.slow
 def test_an_upload_that_was_killed_goes_on_where_it_stopped(
     stand_in, built, tmp_path, tmp_path_factory
 ):
@@ -579,6 +580,7 @@ def test_a_dataset_revision_of_a_folder_is_an_error(client, built):
     assert "Expected dataset_revision to be left out for data that is here" in done.err
 
 
+@pytest.mark.slow
 def test_offline_mode_repeats_the_result_from_the_caches(stand_in, model, published, tmp_path):
     outputs = []
     for offline in ("0", "1"):
@@ -598,6 +600,7 @@ def test_offline_mode_repeats_the_result_from_the_caches(stand_in, model, publis
     assert online.scores.equals(offline.scores)
 
 
+@pytest.mark.slow
 def test_a_proxy_of_the_environment_is_used(stand_in, tmp_path):
     changes = {"HTTP_PROXY": stand_in.url, "http_proxy": stand_in.url}
     environment = environment_for("http://hub.invalid", tmp_path, **changes)
@@ -856,7 +859,9 @@ def test_a_failed_commit_leaves_nothing_or_all_and_can_be_repeated(
     assert_one_complete_entry(model.at("refs/pr/1" if model.pull_requests else "main").files)
 
 
-@pytest.mark.parametrize("fault", [403, 503, "cut"])
+@pytest.mark.parametrize(
+    "fault", [403, *(pytest.param(fault, marks=pytest.mark.slow) for fault in (503, "cut"))]
+)
 def test_a_card_that_cannot_be_read_is_not_taken_for_a_missing_one(
     stand_in, client, model, results, fault, tmp_path
 ):
@@ -928,6 +933,7 @@ def test_a_hub_that_repeats_the_token_does_not_get_it_printed(stand_in, client, 
     assert not re.search(f"{WRITER}|pass|key|\x1b", done.err)
 
 
+@pytest.mark.slow
 def test_a_password_of_the_hubs_address_is_not_printed(stand_in, client, model, results, tmp_path):
     assert client("publish", "results", results, MODEL, "--no-create-pr").code == 0
     environment = environment_for(stand_in.url.replace("//", "//ann:secret@"), tmp_path)

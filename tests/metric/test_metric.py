@@ -1277,6 +1277,7 @@ print(json.dumps([own, shared.compute(**groups)]))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_compute_at_once_each_its_own_and_then_together(tmp_path):
     command = [sys.executable, "-c", WORKER, str(FOLDER), str(tmp_path)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}

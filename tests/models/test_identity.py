@@ -119,6 +119,7 @@ def test_weights_that_no_hash_can_hold_are_scored_and_not_kept(
     assert not own_cache.exists()
 
 
+@pytest.mark.slow
 def test_an_edited_configuration_is_noticed_on_the_command_line(tiny_clip, tmp_path, triples):
     folder, dataset = tmp_path / "model", tmp_path / "rows"
     shutil.copytree(tiny_clip, folder)

@@ -133,6 +133,7 @@ def test_a_save_killed_at_any_moment_leaves_the_older_result_or_the_new_one(save
         assert digest == hashlib.sha256((folder / "scores.parquet").read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_two_savers_at_once_never_leave_or_show_a_mixture(saved, tmp_path):
     results, folders = saved
     target = results[0].save(tmp_path / "target")

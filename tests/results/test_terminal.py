@@ -72,6 +72,7 @@ def test_report_is_silent_when_asked(folders, tmp_path):
     assert (result.exit_code, result.output) == (0, "")
 
 
+@pytest.mark.slow
 def test_evaluate_prints_its_table_and_nothing_else_when_asked(tiny_clip, world, tmp_path):  # noqa: F811
     arguments = [*COMMAND, "evaluate", str(tiny_clip), "--dataset", str(world[0]), "--quiet"]
     environment = {**os.environ, "HARD_POSITIVES_CACHE": str(tmp_path), "HF_HOME": str(tmp_path)}
@@ -115,12 +116,14 @@ def test_evaluate_gives_machines_all_of_the_result(tiny_clip, world, tmp_path): 
     assert printed == {"signature": saved["signature"], "metrics": saved["metrics"]}
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_plain_text(folders):
     done = subprocess.run([*COMMAND, "compare", *folders[:2]], capture_output=True, check=True)
     assert b"\x1b" not in done.stdout + done.stderr
     assert "REPLACE macro" in done.stdout.decode()
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_styles_and_colours(folders):
     printed, code = run_in_terminal("compare", *folders[:2], NO_COLOR="")
     assert code == 0
@@ -133,11 +136,18 @@ def test_a_terminal_gets_styles_and_colours(folders):
 COLOURS = re.compile(r"\x1b\[[0-9;]*?\b(3[0-8]|4[0-8]|9\d|10\d)(;[0-9;]*)?m")
 
 
-def test_no_color_leaves_colours_out(folders):
-    for arguments in (("compare", *folders[:2]), ("compare", folders[0], "nowhere"), ("--help",)):
-        printed, _ = run_in_terminal(*arguments, NO_COLOR="1")
-        assert len(printed) > 80
-        assert not COLOURS.search(printed), arguments
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--help",
+        pytest.param("compare {0} {1}", marks=pytest.mark.slow),
+        pytest.param("compare {0} nowhere", marks=pytest.mark.slow),
+    ],
+)
+def test_no_color_leaves_colours_out(folders, arguments):
+    printed, _ = run_in_terminal(*arguments.format(*folders).split(), NO_COLOR="1")
+    assert len(printed) > 80
+    assert not COLOURS.search(printed)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +227,7 @@ def at_a_moment(tmp_path, triples, tiny_clip):
     [
         ("typer main group", AGAIN),
         ("datasets main group", RESUMES),
-        ("picture-0.png worker group", RESUMES),
+        pytest.param("picture-0.png worker group", RESUMES, marks=pytest.mark.slow),
     ],
 )
 def test_an_interrupt_ends_with_130_and_one_sentence_wherever_it_comes(
@@ -227,12 +237,14 @@ def test_an_interrupt_ends_with_130_and_one_sentence_wherever_it_comes(
     assert (code, error, reached) == (130, sentence, True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a parent's end")
 def test_workers_end_in_silence_with_a_command_that_is_killed(at_a_moment):
     code, error, reached = at_a_moment("picture-0.png worker SIGKILL", "--workers", "2")
     assert (code, error, reached) == (-signal.SIGKILL, "", True)
 
 
+@pytest.mark.slow
 def test_control_characters_of_data_do_not_reach_the_terminal(tmp_path, tiny_clip, triples):
     (tmp_path / "data").mkdir()
     rows = triples.select(range(2)).remove_columns("id")
@@ -244,6 +256,7 @@ def test_control_characters_of_data_do_not_reach_the_terminal(tmp_path, tiny_cli
     assert not set(printed) & set("\x07\x9b\u202e")
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_with_130_and_no_traceback(folders, tmp_path):
     folder = tmp_path / "result"
     shutil.copytree(folders[0], folder)

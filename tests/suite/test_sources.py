@@ -34,6 +34,7 @@ def file_cell(path) -> dict:
 # --- images that are files ---
 
 
+@pytest.mark.slow
 def test_no_malicious_cell_has_a_file_outside_the_folder_opened(tmp_path):
     tally = run_attack(malicious(110, 110), range(110), jobs=0, scratch=tmp_path)
     assert (tally.verdicts, tally.wrong) == ({"refused": 110}, [])
@@ -209,6 +210,7 @@ def test_a_damaged_card_is_an_error_in_a_sentence(built):
         load_splits(built)
 
 
+@pytest.mark.slow
 def test_a_cache_of_datasets_that_cannot_be_written_is_named(tmp_path, triples):
     folder = tmp_path / "dataset"
     folder.mkdir()
