@@ -1,6 +1,6 @@
 """Attack the project in every way that is known, and count what came of it.
 
-    python benchmarks/faults.py                       # full size, about 40 minutes on two cores
+    python benchmarks/faults.py                       # full size, half an hour on two cores
     python benchmarks/faults.py --size small          # what .ci/run runs, two minutes
     python benchmarks/faults.py --only kills flips    # attacks whose name begins so
     python benchmarks/faults.py --only 'kills: build' --trial 17   # one trial again

@@ -24,9 +24,9 @@ from render_images import render
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, CLIPImageProcessorPil, SiglipImageProcessorPil
 
+from hard_positives.machine import keep_freed_memory
 from hard_positives.models.pixels import CHECKED, cut_in_two, look_up
 from hard_positives.models.preprocessing import choose_image_processor
-from hard_positives.scoring.machine import keep_freed_memory
 from hard_positives.suite.rows import decode_image
 
 

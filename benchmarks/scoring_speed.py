@@ -279,8 +279,8 @@ def run_floor(encoder, rows) -> float:
 def run_decode(encoder, rows) -> float:
     from torch.utils.data import DataLoader
 
+    from hard_positives.machine import image_workers
     from hard_positives.models.pixels import CHECKED, cut_in_two
-    from hard_positives.scoring.machine import image_workers
     from hard_positives.suite.comparisons import read_comparisons
     from hard_positives.suite.rows import PreparedImages, open_image
 

@@ -278,9 +278,9 @@ def evaluate(
 
     from hard_positives import Columns, evaluate_all, render_table
     from hard_positives import evaluate as evaluate_model
+    from hard_positives.machine import is_main_process
     from hard_positives.names import printable
     from hard_positives.results.files import prepare_folder
-    from hard_positives.scoring.machine import is_main_process
 
     columns = Columns(
         image=image,
@@ -564,7 +564,7 @@ def finetune(
     from hard_positives import RECIPES
     from hard_positives import finetune as finetune_model
     from hard_positives.finetuning.recipes import check_choice
-    from hard_positives.scoring.machine import is_main_process
+    from hard_positives.machine import is_main_process
 
     changes = {
         "hard_negatives": hard_negatives,

@@ -70,3 +70,27 @@ def test_the_file_map_of_the_readme_is_the_file_list():
     found = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
     hidden = {"__init__.py", "__main__.py", "train.py"}
     assert mapped == {str(path.relative_to(ROOT)) for path in found if path.name not in hidden}
+
+
+# What each folder may import of the others, beside what stands at the top.
+BELOW = {
+    "suite": set(),
+    "models": {"suite"},
+    "scoring": {"suite", "models"},
+    "results": {"suite", "models", "scoring"},
+    "finetuning": {"suite", "models", "scoring"},
+    "generation": {"suite"},
+    "hub": {"suite", "models", "results"},
+}
+
+
+@pytest.mark.parametrize("folder", BELOW)
+def test_imports_run_one_way(folder):
+    found = set()
+    for path in (ROOT / "hard_positives" / folder).glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        text = re.sub(r"(?m)^if TYPE_CHECKING:\n(?:    .*\n)+", "", text)
+        found |= set(re.findall(r"(?m)^ *from hard_positives\.(\w+)", text))
+        found |= set(re.findall(r"(?m)^ *from hard_positives import (\w+)", text))
+    assert found & set(BELOW) <= {folder, *BELOW[folder]}
+    assert "cli" not in found

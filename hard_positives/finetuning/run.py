@@ -45,10 +45,10 @@ from hard_positives.finetuning.rows import (
     identify_content,
 )
 from hard_positives.finetuning.trainer import ContrastiveTrainer, TrainingGuard
+from hard_positives.machine import is_main_process, processes
 from hard_positives.models.encoders import ImageTextModel
 from hard_positives.models.loading import EMBEDDED_MODEL, damage_as_value_error, load_model
 from hard_positives.names import public_name
-from hard_positives.scoring.machine import is_main_process, processes
 from hard_positives.suite.comparisons import Comparisons, read_comparisons
 from hard_positives.suite.rows import about_rows
 from hard_positives.suite.sources import Source, check_content, load_source

@@ -25,9 +25,9 @@ from transformers import (
 )
 from transformers.utils import cached_file, extract_commit_hash
 
+from hard_positives.machine import processes
 from hard_positives.models.encoders import CallableModel, DualEncoder, ImageTextModel, PairModel
 from hard_positives.models.preprocessing import PREPROCESSINGS, choose_image_processor
-from hard_positives.scoring.machine import processes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PAIR_MODELS = (BlipForImageTextRetrieval, ViltForImageAndTextRetrieval)

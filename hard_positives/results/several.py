@@ -9,6 +9,7 @@ where the two are the same, the result stays.
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from hard_positives.machine import is_main_process
 from hard_positives.models.encoders import Options
 from hard_positives.models.loading import load_model
 from hard_positives.names import public_name
@@ -18,7 +19,6 @@ from hard_positives.results.evaluation import (
     score_benchmark,
 )
 from hard_positives.results.files import prepare_folder
-from hard_positives.scoring.machine import is_main_process
 from hard_positives.suite.comparisons import Columns
 
 

@@ -23,9 +23,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
-from hard_positives.models.pixels import CHECKED, cut_in_two, look_up
-from hard_positives.scoring.cache import EmbeddingCache, cache_root, trim_cache
-from hard_positives.scoring.machine import (
+from hard_positives.machine import (
     Plan,
     fastest_plan,
     image_workers,
@@ -34,6 +32,8 @@ from hard_positives.scoring.machine import (
     processes,
     use_threads,
 )
+from hard_positives.models.pixels import CHECKED, cut_in_two, look_up
+from hard_positives.scoring.cache import EmbeddingCache, cache_root, trim_cache
 from hard_positives.suite.comparisons import Comparisons
 from hard_positives.suite.rows import PreparedImages, open_image
 from hard_positives.workers import end_with

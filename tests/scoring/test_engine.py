@@ -20,10 +20,10 @@ from PIL import Image as PILImage
 
 from hard_positive_metric import compute_metrics
 from hard_positives import EvaluationResult, evaluate, score
+from hard_positives.machine import Plan, fastest_plan
 from hard_positives.models import encoders
 from hard_positives.scoring import encoding
 from hard_positives.scoring.cache import EmbeddingCache, list_cache
-from hard_positives.scoring.machine import Plan, fastest_plan
 
 COUNTS = ("num_all_above", "num_only_caption_above", "num_none_above", "num_tied", "num_brittle")
 
@@ -188,7 +188,7 @@ if own_caches:
 from hard_positives.models import encoders
 from hard_positives.scoring import encoding
 from hard_positives.cli import app
-from hard_positives.scoring.machine import processes
+from hard_positives.machine import processes
 
 encoding.IMAGES_PER_CHUNK, encoding.CAPTIONS_PER_CHUNK = 30, 100
 note = {"pid": os.getpid(), "images": 0, "captions": 0}
