@@ -28,7 +28,9 @@ def test_evaluate_prints_a_table_and_saves_the_result(tiny_clip, folder, tmp_pat
     saved = EvaluationResult.load(output)
     accuracy = saved.metrics["as_published"]["replace"]["original_accuracy"]
     assert f"{100 * accuracy:.1f} ±" in result.stdout
-    assert max(map(len, result.stdout.splitlines())) <= 80
+    *table, signature = result.stdout.splitlines()
+    assert max(map(len, table)) <= 80
+    assert signature == saved.signature_line  # in one piece, to be copied
 
 
 def test_a_wrong_input_is_one_sentence_and_exit_code_1(tiny_clip, folder):
