@@ -93,8 +93,9 @@ def test_report_warns_in_one_sentence_where_it_finds_no_pictures(folders, tmp_pa
 def test_compare_prints_a_table_that_lines_up(folders):
     result = run("compare", *folders[:2])
     assert result.exit_code == 0, result.output
-    lines = result.stdout.splitlines()
+    *lines, first, second = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80
+    assert first.startswith("model:base|") and second.startswith("model:hard negatives|")
     rows = [line for line in lines if re.match(r"   ?original ", line)]
     assert len(rows) == 10  # two views of attribute, relation, two means, swap
     assert len({line.index(" to ") for line in rows}) == 1
