@@ -132,7 +132,8 @@ def test_attacks_of_every_kind_find_nothing_wrong():
             "left behind",
         ),
         (
-            "from hard_positives import cache; cache._names_content = lambda path, content: True",
+            "from hard_positives.scoring import cache; "
+            "cache._names_content = lambda path, content: True",
             "flips: cache",
             "accepted without a word",
         ),
