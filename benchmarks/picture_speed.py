@@ -84,7 +84,8 @@ class Prepared(torch.utils.data.Dataset):
 def measure(whole: Callable, files: list[bytes], turns: int) -> list[str]:
     """Return the cells of one row: milliseconds and kB per picture, pictures per second."""
     some = (decode_image({"bytes": file, "path": None}, 0) for file in files[:CHECKED])
-    cut, floats = cut_in_two(whole, some)
+    halves = cut_in_two(whole, some)
+    cut, floats = halves.prepare.image_processor, halves.floats
     if floats is None:
         raise SystemExit("Expected a processor that can be cut in two, got one that stays whole.")
 

@@ -280,16 +280,17 @@ def run_decode(encoder, rows) -> float:
     from torch.utils.data import DataLoader
 
     from hard_positives.machine import image_workers
-    from hard_positives.models.pixels import CHECKED, cut_in_two
+    from hard_positives.models.pixels import CHECKED
+    from hard_positives.scoring.images import PreparedImages
     from hard_positives.suite.comparisons import read_comparisons
-    from hard_positives.suite.rows import PreparedImages, open_image
+    from hard_positives.suite.rows import open_image
 
     on_cpu = encoder.device.type == "cpu"
 
     def loop() -> None:
         index = read_comparisons(rows)
         some = (open_image(index, place) for place in range(min(CHECKED, len(index.pictures))))
-        files = PreparedImages(index, cut_in_two(encoder.image_processor, some)[0])
+        files = PreparedImages(index, encoder.preparation(some).prepare)
         workers = image_workers(None, len(files), encoder.device.type)
         loader = DataLoader(
             files,

@@ -12,6 +12,31 @@ import torch
 from accelerate import PartialState
 
 
+@dataclass(frozen=True)
+class Options:
+    """How to run, as :func:`hard_positives.score` takes it; none of it changes the logits.
+
+    Attributes:
+        batch_size: Images per batch; chosen if None.
+        num_workers: Processes that prepare images; chosen if None.
+        cache: Whether to keep embeddings and logits of pairs on disk and use those that are there.
+        progress: Whether to show progress bars where stderr is a terminal.
+        keep_images: Whether to keep prepared images on disk too, for the next model.
+    """
+
+    batch_size: int | None = None
+    num_workers: int | None = None
+    cache: bool = True
+    progress: bool = True
+    keep_images: bool = False
+
+    def __post_init__(self):
+        for name, least in (("batch_size", 1), ("num_workers", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"Expected {name} to be at least {least}, got {value}.")
+
+
 def processes() -> PartialState:
     """Return this process's place among those of `accelerate launch` or `torchrun`."""
     return PartialState(cpu=not torch.accelerator.is_available())

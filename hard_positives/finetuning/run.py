@@ -46,7 +46,7 @@ from hard_positives.finetuning.rows import (
 )
 from hard_positives.finetuning.trainer import ContrastiveTrainer, TrainingGuard
 from hard_positives.machine import is_main_process, processes
-from hard_positives.models.encoders import ImageTextModel
+from hard_positives.models.encoders import DualEncoder
 from hard_positives.models.loading import EMBEDDED_MODEL, damage_as_value_error, load_model
 from hard_positives.names import public_name
 from hard_positives.suite.comparisons import Comparisons, read_comparisons
@@ -336,9 +336,9 @@ def _index_held_out(
     return benchmark, contents
 
 
-def _identity(encoder: ImageTextModel) -> dict[str, Any]:
+def _identity(encoder: DualEncoder) -> dict[str, Any]:
     """Tell what is tuned: by its commit, if it has one, and by the hash of all that it is."""
-    described = encoder.describe()
+    described = encoder.identity.description
     model = dict(described["model"])
     del model["id"]
     revision = model.pop("revision")

@@ -21,8 +21,8 @@ from hard_positives.finetuning.checkpoints import in_order, seal
 from hard_positives.finetuning.loss import contrastive_loss, texts_known_true
 from hard_positives.finetuning.recipes import Recipe
 from hard_positives.finetuning.rows import Collator
-from hard_positives.machine import processes
-from hard_positives.models.encoders import DualEncoder, Options
+from hard_positives.machine import Options, processes
+from hard_positives.models.encoders import DualEncoder
 from hard_positives.scoring.score import score_comparisons
 from hard_positives.workers import end_with
 

@@ -7,12 +7,14 @@ as a hook, has a `problem`, and its embeddings are not kept.
 """
 
 import hashlib
+import inspect
 import json
 import platform
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
@@ -111,14 +113,93 @@ def identify(model: PreTrainedModel, processor: ProcessorMixin, preprocessing: s
     return Identity(description, problem)
 
 
+def identify_outside(part: Any) -> Identity:
+    """Describe an object from outside by what it says of itself, its code, state and weights.
+
+    Args:
+        part: An embedder or a scorer of pairs; see `protocols`.
+
+    Raises:
+        TypeError: Its `describe()` returns what JSON cannot hold.
+    """
+    described, code = _own_description(part), _code_hash(type(part))
+    modules = {
+        name: value
+        for name, value in {"": part, **_attributes_of(part)}.items()
+        if isinstance(value, torch.nn.Module)
+    }
+    weights = {name: _weights_hash(module) for name, module in modules.items()}
+    problems = [
+        *([] if hasattr(part, "describe") else [f"{type(part).__name__} has no describe()"]),
+        *([] if code else [f"the code of {type(part).__name__} cannot be read"]),
+        *(["a part of it has a state that no hash can hold"] if None in weights.values() else []),
+        *_replaced_methods(part),
+        *(hook for module in modules.values() for hook in _hooks(module)),
+    ]
+    model = {
+        "id": type(part).__name__,
+        "revision": None,
+        "architecture": _class_name(type(part)),
+        "code_sha256": code,
+        "weights_sha256": None if None in weights.values() else _hash(weights),
+        "state_sha256": _hash(_plain_attributes(part)),
+        **described,
+    }
+    return Identity({"model": model, "precision": _precision()}, next(iter(problems), ""))
+
+
+def _own_description(part: Any) -> dict[str, Any]:
+    described = part.describe() if hasattr(part, "describe") else {}
+    try:
+        plain = json.loads(json.dumps(described))
+    except (TypeError, ValueError):
+        plain = None
+    if not isinstance(plain, dict):
+        raise TypeError(
+            f"Expected describe() of {type(part).__name__} to return a dictionary that JSON can "
+            f"hold, got {described!r:.200}. Return texts, numbers, lists and dictionaries, such as "
+            "{'id': 'my model'}."
+        )
+    return plain
+
+
+def _code_hash(kind: type) -> str | None:
+    """Hash the files of a class and of its bases; None where one cannot be read."""
+    digest = hashlib.sha256()
+    for base in kind.__mro__:
+        if not _is_known(base):
+            try:
+                inspect.getsource(base)  # raises where the file is not that of the class
+                digest.update(inspect.getsource(inspect.getmodule(base)).encode())
+            except (OSError, TypeError):
+                return None
+    return digest.hexdigest()
+
+
+def _attributes_of(part: Any) -> dict[str, Any]:
+    return getattr(part, "__dict__", {})
+
+
+def _plain_attributes(part: Any) -> dict[str, Any]:
+    """What of an object's attributes a hash can hold; what else there is, it has to describe."""
+    plain = {}
+    for name, value in _attributes_of(part).items():
+        with suppress(_UndescribableError, RecursionError):
+            plain[name] = _plain(value)
+    return plain
+
+
+def code_key(part: Any) -> str | None:
+    """Name an object of known code by its class, its state and the versions of the libraries."""
+    truncated = ImageFile.LOAD_TRUNCATED_IMAGES
+    return _hash_or_none(lambda: [_plain(part), truncated, _versions()])
+
+
 def _problems(model: PreTrainedModel, processor: ProcessorMixin) -> Iterator[str]:
     """What can change an embedding and cannot be put into a hash, in words."""
-    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
-        yield "torch has a forward hook for all modules"
+    yield from _hooks(model)
     for name, module in model.named_modules():
         place = f"{type(module).__name__} {name}".rstrip()
-        if module._forward_hooks or module._forward_pre_hooks:
-            yield f"{place} has a forward hook"
         yield from (f"{place} has {what}" for what in unknown_code(module))
     for name in {getattr(config, "_attn_implementation", None) for config in _configs(model)}:
         function = ALL_ATTENTION_FUNCTIONS.get(name)
@@ -128,18 +209,27 @@ def _problems(model: PreTrainedModel, processor: ProcessorMixin) -> Iterator[str
         yield from (f"{type(part).__name__} has {what}" for what in unknown_code(part))
 
 
+def _hooks(model: torch.nn.Module) -> Iterator[str]:
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        yield "torch has a forward hook for all modules"
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            yield f"{type(module).__name__} {name}".rstrip() + " has a forward hook"
+
+
 def unknown_code(part: Any) -> Iterator[str]:
     """Name the code of an object that no version of a known package names."""
     of_class = _unknown_code_of_class(type(part))
     if of_class:
         yield of_class
-    for name, value in vars(part).items():
-        if name != "_compiled_call_impl" and callable(value) and callable(_of_class(part, name)):
+    yield from _replaced_methods(part)
+
+
+def _replaced_methods(part: Any) -> Iterator[str]:
+    for name, value in _attributes_of(part).items():
+        of_class = getattr(type(part), name, None)
+        if name != "_compiled_call_impl" and callable(value) and callable(of_class):
             yield f"a {name} of its own"
-
-
-def _of_class(part: Any, name: str) -> Any:
-    return getattr(type(part), name, None)
 
 
 @cache
@@ -229,9 +319,14 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "serialized_model_proto"):  # SentencePiece
         return hashlib.sha256(value.serialized_model_proto()).hexdigest()
     if not isinstance(value, torch.nn.Module) and not _unknown_code_of_class(type(value)):
-        content = value.__getstate__()  # AddedToken and the like
-        return [_class_name(type(value)), _plain(content)]
+        return [_class_name(type(value)), _plain(_state(value))]
     raise _UndescribableError(f"{type(value).__module__}.{type(value).__qualname__}")
+
+
+def _state(value: Any) -> Any:
+    if hasattr(value, "__getstate__"):  # AddedToken; from Python 3.11 every object
+        return value.__getstate__()
+    return getattr(value, "__dict__", repr(value))
 
 
 def _without_names(values: Mapping) -> dict:
@@ -258,6 +353,8 @@ def _weights_hash(model: PreTrainedModel) -> str | None:
     tensors = {**model.state_dict(), **dict(model.named_buffers())}
     if not all(map(_is_plain_tensor, tensors.values())):
         return None
+    if not tensors:
+        return _hash([])
     # Tensor by tensor, so that all cores can hash (hashlib lets go of the GIL).
     with ThreadPoolExecutor() as pool:
         names, values = zip(*sorted(tensors.items()), strict=True)

@@ -26,23 +26,27 @@ from transformers import (
 from transformers.utils import cached_file, extract_commit_hash
 
 from hard_positives.machine import processes
-from hard_positives.models.encoders import CallableModel, DualEncoder, ImageTextModel, PairModel
+from hard_positives.models.encoders import DualEncoder, OutsideEmbedder
+from hard_positives.models.pairs import FunctionModel, OutsidePairScorer, PairModel
 from hard_positives.models.preprocessing import PREPROCESSINGS, choose_image_processor
+from hard_positives.models.protocols import Embedder, PairScorer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PAIR_MODELS = (BlipForImageTextRetrieval, ViltForImageAndTextRetrieval)
 EMBEDDED_MODEL = "shapes_clip"
+Encoder = DualEncoder | OutsideEmbedder
+Matcher = PairModel | OutsidePairScorer | FunctionModel
 
 
 def load_model(
-    model: str | Path | PreTrainedModel | Callable,
+    model: str | Path | PreTrainedModel | Embedder | PairScorer | Callable,
     *,
     processor: ProcessorMixin | None = None,
     revision: str | None = None,
     device: str | None = None,
     dtype: str = "float32",
     preprocessing: str = "transformers",
-) -> ImageTextModel:
+) -> Encoder | Matcher:
     """Load a model for scoring, in ``dtype``, on ``device``; a loaded one is left as it was.
 
     See :func:`score` for the arguments.
@@ -58,22 +62,14 @@ def load_model(
     ):
         if value not in known:
             raise ValueError(f"Expected {name} to be one of {known}, got {value!r}.")
+    outside = None if isinstance(model, (str, Path)) else _from_outside(model)
+    if outside is not None:
+        _refuse_settings(device=device, dtype=dtype, preprocessing=preprocessing)
+        return outside
     target = _chosen_device(device)
     if isinstance(model, (str, Path)):
         with damage_as_value_error(str(model)):
             model, processor = _load_pretrained(model, processor, revision, target, dtype)
-    elif not isinstance(model, torch.nn.Module):
-        if not callable(model):
-            raise TypeError(
-                "Expected model to be a Hub id, a folder, a model or a function, got "
-                f"{type(model).__name__}."
-            )
-        if preprocessing != "transformers":
-            raise ValueError(
-                f"Expected preprocessing to be left out for a function, got {preprocessing!r}. It "
-                "gets pictures and prepares them itself."
-            )
-        return CallableModel(model)
     else:
         _kind_of(type(model))
         model = _on_target(model, target, _chosen_dtype(dtype, target))
@@ -87,6 +83,34 @@ def load_model(
             f"{preprocessing!r}. The published code scores dual encoders only."
         )
     return PairModel(model, processor)
+
+
+def _from_outside(model: Any) -> Encoder | Matcher | None:
+    """Wrap an object or a function; None for a model of transformers."""
+    if hasattr(model, "embed_images") and hasattr(model, "embed_captions"):
+        return OutsideEmbedder(model)
+    if hasattr(model, "score_pairs"):
+        return OutsidePairScorer(model)
+    if isinstance(model, torch.nn.Module):
+        return None
+    if callable(model):
+        return FunctionModel(model)
+    raise TypeError(
+        "Expected model to be a Hub id, a folder, a model, an object with embed_images and "
+        f"embed_captions or with score_pairs, or a function, got {type(model).__name__}."
+    )
+
+
+def _refuse_settings(**given: str | None) -> None:
+    """Refuse what a function or an object from outside would not heed."""
+    defaults = {"device": None, "dtype": "float32", "preprocessing": "transformers"}
+    for name, value in given.items():
+        if value != defaults[name]:
+            raise ValueError(
+                f"Expected {name} to be left out for a function or an object that is no model of "
+                f"transformers, got {value!r}. It gets pictures and captions as they are and runs "
+                "where it will."
+            )
 
 
 def _on_target(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:

@@ -7,15 +7,16 @@ known, stays whole.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import default_collate
 from transformers import BatchFeature
 
-from hard_positives.models.identity import unknown_code
+from hard_positives.models.identity import code_key, unknown_code
 
 try:
     from transformers.image_processing_backends import PilBackend
@@ -24,6 +25,39 @@ except ImportError:  # the first releases of transformers 5
 
 CHECKED = 8  # images of the run itself, for which the two halves must give the whole
 _STEPS = ("preprocess", "process_image", "_preprocess", "resize", "center_crop")
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is done to a picture before a model sees it: here, and where the model is.
+
+    Attributes:
+        prepare: Gets an RGB image, in a worker; holds no model.
+        floats: What stands for the bytes that `prepare` returns, on the device and in the type of
+            the model; None where it returns what the model takes.
+        collate: Makes a batch of what `prepare` returns.
+    """
+
+    prepare: Callable[[Image.Image], Any]
+    floats: torch.Tensor | None = None
+    collate: Callable[[list], Any] = default_collate
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Preparation":
+        """Return the same for a model's device and type."""
+        floats = None if self.floats is None else self.floats.to(device, dtype)
+        return replace(self, floats=floats)
+
+    @property
+    def name(self) -> str | None:
+        """What prepared bytes can be kept under, for another model; None for all but bytes."""
+        return None if self.floats is None else code_key(self.prepare)
+
+    def finish(self, batch: Any) -> Any:
+        """Do the rest where the model is."""
+        if self.floats is None:
+            return batch
+        pixels = batch["pixel_values"].to(self.floats.device, non_blocking=True)
+        return {"pixel_values": look_up(pixels, self.floats)}
 
 
 @dataclass(frozen=True)
@@ -103,9 +137,19 @@ def _without_none(size: Any) -> dict[str, int]:
     return {name: side for name, side in dict(size or {}).items() if side is not None}
 
 
-def cut_in_two(
-    image_processor: Any, images: Iterable[Image.Image]
-) -> tuple[Callable[..., BatchFeature], torch.Tensor | None]:
+@dataclass(frozen=True)
+class OneImage:
+    """An image processor for one image at a time, without the dimension of a batch."""
+
+    image_processor: Callable
+
+    def __call__(self, image: Image.Image) -> dict[str, torch.Tensor]:
+        """Prepare one RGB image."""
+        inputs = self.image_processor(image, return_tensors="pt")
+        return {name: values[0] for name, values in inputs.items()}
+
+
+def cut_in_two(image_processor: Any, images: Iterable[Image.Image]) -> Preparation:
     """Split a processor into what makes bytes of an image and the floats that stand for the bytes.
 
     Args:
@@ -113,20 +157,20 @@ def cut_in_two(
         images: Some of those it will get; on each of them the halves must give what the whole does.
 
     Returns:
-        What prepares an image, and the float32 table (3, 256) for :func:`look_up`; or the whole
-        processor and None.
+        What prepares an image to bytes, with the float32 table (3, 256) for :func:`look_up`; or the
+        whole processor, without a table.
 
     Examples:
         >>> from transformers import CLIPImageProcessorPil
         >>> image = Image.effect_noise((640, 427), 50).convert("RGB")
         >>> whole = CLIPImageProcessorPil()
-        >>> prepare, floats = cut_in_two(whole, [image])
-        >>> pixels = prepare(image, return_tensors="pt")["pixel_values"]
+        >>> halves = cut_in_two(whole, [image])
+        >>> pixels = halves.prepare(image)["pixel_values"][None]
         >>> expected = whole(image, return_tensors="pt")["pixel_values"]
-        >>> pixels.dtype, torch.equal(look_up(pixels, floats), expected)
+        >>> pixels.dtype, torch.equal(look_up(pixels, halves.floats), expected)
         (torch.uint8, True)
     """
-    whole = image_processor, None
+    whole = Preparation(OneImage(image_processor))
     # What code from outside does with the next image, nobody knows.
     if any(unknown_code(image_processor)):
         return whole
@@ -138,7 +182,7 @@ def cut_in_two(
         return whole
     unscaled = _by_pillow(image_processor) or UnscaledProcessor(image_processor)
     if all(_is_the_same(unscaled, floats, image_processor, image) for image in images):
-        return unscaled, floats
+        return Preparation(OneImage(unscaled), floats)
     return whole
 
 

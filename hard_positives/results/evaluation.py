@@ -21,8 +21,8 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, ProcessorMixin
 
 from hard_positive_metric import compute_metrics
-from hard_positives.models.encoders import ImageTextModel, Options
-from hard_positives.models.loading import load_model
+from hard_positives.machine import Options
+from hard_positives.models.loading import Encoder, Matcher, load_model
 from hard_positives.names import public_name
 from hard_positives.results.files import (
     SCORES_SCHEMA,
@@ -228,7 +228,7 @@ def open_benchmark(
 
 def score_benchmark(
     model: Any,
-    scorer: ImageTextModel,
+    scorer: Encoder | Matcher,
     benchmark: Benchmark,
     options: Options,
     earlier: EvaluationResult | None = None,
@@ -332,9 +332,9 @@ def _lists(comparisons: Comparisons, values: Sequence[str], side: int) -> pa.Lis
     )
 
 
-def _signature(model: Any, scorer: ImageTextModel, benchmark: Benchmark) -> dict[str, Any]:
+def _signature(model: Any, scorer: Encoder | Matcher, benchmark: Benchmark) -> dict[str, Any]:
     facts = facts_of(benchmark.described)
-    described = scorer.describe()
+    described = scorer.identity.description
     name = public_name(model) or public_name(described["model"]["id"])
     return {
         **described,

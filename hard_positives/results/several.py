@@ -9,8 +9,7 @@ where the two are the same, the result stays.
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from hard_positives.machine import is_main_process
-from hard_positives.models.encoders import Options
+from hard_positives.machine import Options, is_main_process
 from hard_positives.models.loading import load_model
 from hard_positives.names import public_name
 from hard_positives.results.evaluation import (
@@ -65,7 +64,8 @@ def evaluate_all(
         ...     sorted(path.name for path in Path(folder, "shapes_clip", "shapes").glob("[!.]*"))
         ['results.json', 'scores.parquet']
     """
-    options = Options(batch_size, num_workers, cache, progress)
+    keep_images = len(models) > 1  # those of one preparation share what was prepared
+    options = Options(batch_size, num_workers, cache, progress, keep_images)
     folders = [_folder_names(models, "models"), _folder_names(datasets, "datasets")]
     places = [[Path(output_dir, model, dataset) for dataset in folders[1]] for model in folders[0]]
     benchmarks = [open_benchmark(dataset, columns, splits) for dataset in datasets]

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from hard_positives_dataset.folders import write_whole
 
-_NAME_FILE = "name.txt"
+NAME_FILE = "name.txt"
 SIZE_LIMIT = 20 * 2**30  # bytes; a ViT-B/32 takes 120 MB for the whole of REPLACE
 
 
@@ -110,7 +110,7 @@ class EmbeddingCache:
 
     def _write(self, name: str, content: bytes) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        about = self.folder / _NAME_FILE
+        about = self.folder / NAME_FILE
         if not about.exists():
             with write_whole(about) as partial:
                 partial.write_text(self.name, encoding="utf-8")
@@ -150,7 +150,7 @@ def list_cache() -> list[CachedModel]:
 def _cached_models() -> Iterator[CachedModel]:
     for folder in cache_root().glob("*/"):
         try:
-            about = folder / _NAME_FILE
+            about = folder / NAME_FILE
             name = about.read_text(encoding="utf-8") if about.is_file() else "unknown"
             size = sum(path.stat().st_size for path in folder.iterdir())
             yield CachedModel(folder, name, size, folder.stat().st_mtime)

@@ -1,28 +1,39 @@
-"""Model and rows in, logits out: each distinct image and each distinct caption once.
+"""Model and rows in, logits out: each distinct image, caption or pair once.
 
     rows -> comparisons -> distinct images and captions -> embeddings -> float32 -> logits
+                        -> distinct pairs                                        -> logits
 
-`suite.comparisons` finds what is distinct, `models` knows how to score, `cache` keeps what was
-encoded. Nothing here knows of accuracies (`hard_positive_metric`) or of saved results (`results`).
+`suite.comparisons` finds what is distinct, `models` knows how to embed or score a batch, `encoding`
+and `matching` run over all of it, `cache` keeps what was computed. Nothing here knows of accuracies
+(`hard_positive_metric`) or of saved results (`results`).
 """
 
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 
-from hard_positives.models.encoders import DualEncoder, ImageTextModel, Options, inference
-from hard_positives.models.loading import load_model
+from hard_positives.machine import Options
+from hard_positives.models.encoders import DualEncoder, OutsideEmbedder
+from hard_positives.models.loading import Encoder, Matcher, load_model
+from hard_positives.models.protocols import Embedder, PairScorer
 from hard_positives.scoring.encoding import encode
-from hard_positives.suite.comparisons import Columns, Comparisons, read_comparisons
+from hard_positives.scoring.matching import match_pairs
+from hard_positives.suite.comparisons import (
+    IMAGE_TO_TEXT,
+    Columns,
+    Comparisons,
+    read_comparisons,
+)
 
 NAMED = 5  # how many offenders an error names
 
 
 def score(
-    model: str | Path | PreTrainedModel | Callable,
+    model: str | Path | PreTrainedModel | Embedder | PairScorer | Callable,
     dataset: Dataset,
     *,
     processor: ProcessorMixin | None = None,
@@ -47,10 +58,12 @@ def score(
     Args:
         model: A Hub id, a folder, ``"shapes_clip"`` (the tiny one that comes along), a loaded model
             (then ``processor`` is needed; the model stays as it is, and is copied where device or
-            dtype differ), or a function ``(images, captions) -> logits`` of B PIL
-            images and C captions, returning (B, C), as open_clip users have in three lines. Models
-            are dual encoders with ``get_image_features`` and ``get_text_features``, or matching
-            heads such as ``BlipForImageTextRetrieval``. Towers may be compiled before, as by
+            dtype differ), any object that embeds images and captions or scores pairs
+            (`hard_positives.Embedder`, `hard_positives.PairScorer`), or a function
+            ``(images, captions) -> logits`` of B PIL images and C captions, returning (B, C); B is
+            1 unless ``batch_size`` is given. Models of transformers are dual encoders with
+            ``get_image_features`` and ``get_text_features``, or matching heads such as
+            ``BlipForImageTextRetrieval``. Towers may be compiled before, as by
             ``model.vision_model.compile(dynamic=True)``.
         dataset: Rows with an image and captions, such as
             ``datasets.load_dataset(folder, split="replace")``.
@@ -65,12 +78,12 @@ def score(
             `"openai"` as the published code did, for models with CLIP's image processor (see
             `hard_positives.models.preprocessing`). The two differ by one pixel in a quarter of all
             image sizes.
-        batch_size: Images per batch, and for each of them 200 tokens of captions (100 on a CPU);
-            chosen for the device if left out, halved when memory runs out.
+        batch_size: Images per batch, and for each of them 200 tokens of captions (100 on a CPU), or
+            all its pairs; chosen for the device if left out, halved when memory runs out.
         num_workers: Processes that decode images; chosen if left out.
-        cache: Keep embeddings on disk and use those that are there. A model that cannot be
-            described wholly (hooks, replaced methods, classes from outside transformers) is scored
-            without, and a warning says why.
+        cache: Keep embeddings, or the logits of pairs, on disk and use those that are there. A
+            model that cannot be described wholly (hooks, replaced methods, unknown classes) is
+            scored without, and a warning says why.
         progress: Show progress bars where stderr is a terminal.
 
     Returns:
@@ -79,7 +92,7 @@ def score(
         differ, a list of N arrays; with pairs, the comparisons of a row one after another.
 
     Raises:
-        TypeError: ``model`` is no dual encoder, or an argument is of the wrong kind.
+        TypeError: ``model`` is of no known kind, or an argument is of the wrong kind.
         ValueError: No rows, a missing column, a caption over the model's length, an image that
             cannot be read, logits that are not finite.
 
@@ -105,14 +118,16 @@ def score(
 
 
 def score_comparisons(
-    model: ImageTextModel, comparisons: Comparisons, options: Options
+    model: Encoder | Matcher, comparisons: Comparisons, options: Options
 ) -> np.ndarray:
     """Score comparisons with a loaded model; float32 (M,), all finite, or a ValueError."""
-    if isinstance(model, DualEncoder):
-        with inference(model.model):
-            logits = model.match(comparisons, *encode(model, comparisons, options))
+    if isinstance(model, (DualEncoder, OutsideEmbedder)):
+        embeds = encode(model, comparisons, options)
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+            cosines = _cosines(comparisons, *embeds)
+        logits = (cosines * model.scale + model.bias).numpy()
     else:
-        logits = model.score(comparisons, options)
+        logits = match_pairs(model, comparisons, options)
     wrong = np.flatnonzero(~np.isfinite(logits))
     if len(wrong):
         of_row = np.searchsorted(comparisons.offsets, wrong, side="right") - 1
@@ -122,3 +137,19 @@ def score_comparisons(
             f"{rows[:NAMED].tolist()}. Check the weights, or use dtype float32."
         )
     return logits
+
+
+def _cosines(
+    comparisons: Comparisons, image_embeds: torch.Tensor, text_embeds: torch.Tensor
+) -> torch.Tensor:
+    """Look up every candidate's unit vectors and multiply them in float32; (M,)."""
+    cosines = torch.empty(len(comparisons.candidates))
+    for direction, block, places in comparisons.blocks():
+        sides = image_embeds, text_embeds
+        anchors, candidates = sides if direction == IMAGE_TO_TEXT else sides[::-1]
+        cosines[torch.from_numpy(places)] = torch.einsum(
+            "nd,nkd->nk",
+            anchors[comparisons.anchors[block]],
+            candidates[comparisons.candidates[places]],
+        )
+    return cosines

@@ -7,12 +7,11 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import torch
 from datasets import ClassLabel, Dataset
 from PIL import Image as PILImage
 
@@ -222,18 +221,3 @@ def open_image(index: "Comparisons", place: int) -> PILImage.Image:
             "Repair or remove the row."
         )
     return image.crop((left, top, left + width, top + height))
-
-
-class PreparedImages(torch.utils.data.Dataset):
-    """The distinct pictures as a model's processor prepares them, for a ``DataLoader``."""
-
-    def __init__(self, index: "Comparisons", image_processor: Callable):
-        self.index = index
-        self.image_processor = image_processor
-
-    def __len__(self) -> int:
-        return len(self.index.pictures)
-
-    def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
-        inputs = self.image_processor(open_image(self.index, place), return_tensors="pt")
-        return {name: values[0] for name, values in inputs.items()}

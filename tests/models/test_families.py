@@ -147,6 +147,23 @@ def own_logits(family: str, model, processor: Processor, rows) -> np.ndarray:
     return np.stack(logits)
 
 
+def test_long_words_and_many_words_are_not_mistaken_for_each_other(triples):
+    # Captions stand in order of letters when they are cut into chunks, of tokens in batches.
+    words = sorted({word for row in triples for word in row["caption"].split()}, key=len)
+
+    def many_or_long(row: dict, number: int) -> dict:
+        short, long = words[number % 5], words[-1 - number % 3]
+        texts = [" ".join([short] * (2 + number % 7)), " ".join([long] * (1 + number % 3)), short]
+        return dict(zip(CAPTION_COLUMNS, texts, strict=True))
+
+    rows = triples.map(many_or_long, with_indices=True)
+    model, processor = make("clip", triples)
+    lengths = sorted({(len(row[n]), len(row[n].split())) for row in rows for n in CAPTION_COLUMNS})
+    assert [tokens for _, tokens in lengths] != sorted(tokens for _, tokens in lengths)
+    logits = score(model, rows, processor=processor)
+    np.testing.assert_allclose(logits, own_logits("clip", model, processor, rows), atol=1e-4)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_is_scored_as_by_its_own_forward(family, triples):
     model, processor = make(family, triples)
@@ -160,7 +177,7 @@ def test_a_family_is_scored_as_by_its_own_forward(family, triples):
 def test_trimming_would_change_a_family_that_was_trained_with_padding(family, triples, monkeypatch):
     model, processor = make(family, triples)
     expected = score(model, triples, processor=processor, cache=False)
-    monkeypatch.setattr("hard_positives.models.encoders.TRIMMED_FAMILIES", {family})
+    monkeypatch.setattr("hard_positives.models.tokens.TRIMMED_FAMILIES", {family})
     trimmed = score(model, triples, processor=processor, cache=False)
     assert np.abs(trimmed - expected).max() > 1e-2
 
@@ -230,4 +247,6 @@ def test_any_function_of_images_and_captions_is_a_model(tiny_clip, triples):
 
 def test_a_function_that_returns_another_shape_is_an_error(triples):
     with pytest.raises(ValueError, match=r"shape \(10, 45\) \(images, captions\), got \(45, 10\)"):
-        score(lambda images, captions: np.zeros((len(captions), len(images))), triples)
+        score(
+            lambda images, captions: np.zeros((len(captions), len(images))), triples, batch_size=10
+        )

@@ -20,14 +20,16 @@ from transformers import (
 )
 
 from hard_positives import evaluate, score
+from hard_positives.models import encoders
 from hard_positives.models.pixels import (
+    OneImage,
     PillowProcessor,
+    Preparation,
     UnscaledProcessor,
     cut_in_two,
     look_up,
 )
 from hard_positives.models.preprocessing import OpenAIPreprocessing, choose_image_processor
-from hard_positives.scoring import encoding
 from hard_positives.suite.rows import decode_image
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -215,12 +217,12 @@ CUT = {
 
 @pytest.mark.parametrize(("whole", "kind"), CUT.values(), ids=CUT)
 def test_the_two_halves_of_a_processor_give_what_the_whole_does_to_the_bit(whole, kind):
-    unscaled, floats = cut_in_two(whole, PICTURES[:1])
-    assert isinstance(unscaled, kind)
+    halves = cut_in_two(whole, PICTURES[:1])
+    assert isinstance(halves.prepare.image_processor, kind)
     for picture in PICTURES:
-        pixels = unscaled(picture, return_tensors="pt")["pixel_values"]
+        pixels = halves.prepare(picture)["pixel_values"][None]
         expected = whole(picture, return_tensors="pt")["pixel_values"]
-        found = look_up(pixels, floats)
+        found = look_up(pixels, halves.floats)
         assert pixels.dtype == torch.uint8
         assert found.is_contiguous()
         assert found.dtype == expected.dtype
@@ -228,11 +230,11 @@ def test_the_two_halves_of_a_processor_give_what_the_whole_does_to_the_bit(whole
 
 
 def test_the_table_in_half_precision_is_the_whole_in_half_precision():
-    unscaled, floats = cut_in_two(clip(), PICTURES[:1])
-    pixels = unscaled(PICTURES[0], return_tensors="pt")["pixel_values"]
+    halves = cut_in_two(clip(), PICTURES[:1])
+    pixels = halves.prepare(PICTURES[0])["pixel_values"][None]
     expected = clip()(PICTURES[0], return_tensors="pt")["pixel_values"]
     for dtype in (torch.bfloat16, torch.float16):
-        assert torch.equal(look_up(pixels, floats.to(dtype)), expected.to(dtype))
+        assert torch.equal(look_up(pixels, halves.floats.to(dtype)), expected.to(dtype))
 
 
 class PerImage(CLIPImageProcessorPil):
@@ -268,7 +270,7 @@ UNCUT = {
 
 @pytest.mark.parametrize("whole", UNCUT.values(), ids=UNCUT)
 def test_what_cannot_be_cut_stays_whole(whole):
-    assert cut_in_two(whole, PICTURES[:1]) == (whole, None)
+    assert cut_in_two(whole, PICTURES[:1]) == Preparation(OneImage(whole))
 
 
 def test_a_processor_that_looks_at_the_whole_picture_is_found_out_by_the_pictures(monkeypatch):
@@ -278,8 +280,8 @@ def test_a_processor_that_looks_at_the_whole_picture_is_found_out_by_the_picture
     normalize.__module__ = "transformers.models"
     monkeypatch.setattr(CLIPImageProcessorPil, "normalize", normalize, raising=False)
     whole = clip()
-    assert cut_in_two(whole, [])[1] is not None
-    assert cut_in_two(whole, PICTURES[:1]) == (whole, None)
+    assert cut_in_two(whole, []).floats is not None
+    assert cut_in_two(whole, PICTURES[:1]) == Preparation(OneImage(whole))
 
 
 def test_a_picture_that_comes_out_otherwise_keeps_a_processor_whole(monkeypatch):
@@ -291,8 +293,8 @@ def test_a_picture_that_comes_out_otherwise_keeps_a_processor_whole(monkeypatch)
         "_resized",
         lambda self, image: tuple(side + (image.width == 33) for side in resized(self, image)),
     )
-    assert cut_in_two(whole, PICTURES[:5])[1] is not None
-    assert cut_in_two(whole, PICTURES) == (whole, None)
+    assert cut_in_two(whole, PICTURES[:5]).floats is not None
+    assert cut_in_two(whole, PICTURES) == Preparation(OneImage(whole))
 
 
 @pytest.mark.parametrize("preprocessing", ["transformers", "openai"])
@@ -301,15 +303,20 @@ def test_cut_or_whole_the_logits_are_the_same(
     tiny_clip, triples, monkeypatch, preprocessing, num_workers
 ):
     options = {"preprocessing": preprocessing, "num_workers": num_workers, "cache": False}
-    looked_up = []
-    monkeypatch.setattr(
-        encoding, "look_up", lambda *halves: looked_up.append(halves) or look_up(*halves)
-    )
+    finish, looked_up = Preparation.finish, []
+
+    def counting(self, batch):
+        looked_up.append(0 if self.floats is None else len(batch["pixel_values"]))
+        return finish(self, batch)
+
+    monkeypatch.setattr(Preparation, "finish", counting)
     cut = score(tiny_clip, triples, **options)
-    assert sum(len(pixels) for pixels, _ in looked_up) == 10
-    monkeypatch.setattr(encoding, "cut_in_two", lambda processor, images: (processor, None))
+    assert sum(looked_up) == 10
+    monkeypatch.setattr(
+        encoders, "cut_in_two", lambda processor, images: Preparation(OneImage(processor))
+    )
     np.testing.assert_array_equal(cut, score(tiny_clip, triples, **options))
-    assert sum(len(pixels) for pixels, _ in looked_up) == 10
+    assert sum(looked_up) == 10
 
 
 def test_a_processor_from_outside_gives_the_logits_of_its_own_pixels(tiny_clip, triples):
