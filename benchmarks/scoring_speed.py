@@ -10,6 +10,7 @@ with the same weights, in a process of its own. Imports and loading the model ar
   time, batches of 16, captions padded to 77 tokens.
 * per row: one pass over the rows, image and three captions each, as most toolkits do.
 * ours, cold and cached: ``hard_positives.score``, with an empty cache and with a full one.
+* ours, next: the same with an empty cache, but for the images that another model has prepared.
 * floor: forward passes on ready tensors of exactly the distinct inputs, at the best batch size.
 * decode: reading and preparing the distinct images alone, with the workers of "ours".
 
@@ -31,7 +32,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from itertools import groupby
 
-WAYS = ("published", "per row", "ours, cold", "ours, cached", "floor", "decode")
+WAYS = ("published", "per row", "ours, cold", "ours, next", "ours, cached", "floor", "decode")
 
 
 def main() -> None:
@@ -244,6 +245,25 @@ def run_ours(encoder, rows) -> float:
     return clock(lambda: score(encoder.model, rows, processor=encoder.processor), encoder)
 
 
+def run_next(encoder, rows) -> float:
+    """Time a model after another one of the same preparation, as `evaluate_all` runs them."""
+    import torch
+
+    from hard_positives.machine import Options
+    from hard_positives.models.encoders import DualEncoder
+    from hard_positives.scoring.cache import trim_cache
+    from hard_positives.scoring.score import score_comparisons
+    from hard_positives.suite.comparisons import read_comparisons
+
+    trim_cache(0)
+    options = Options(keep_images=True)
+    score_comparisons(encoder, read_comparisons(rows), options)
+    with torch.no_grad():
+        encoder.model.visual_projection.weight += 1e-3
+    following = DualEncoder(encoder.model, encoder.processor)
+    return clock(lambda: score_comparisons(following, read_comparisons(rows), options), encoder)
+
+
 def run_floor(encoder, rows) -> float:
     """Time what the arithmetic takes at least: ready tensors, no padding, the best batch size."""
     import torch
@@ -309,6 +329,7 @@ RUNNERS = {
     "published": run_published,
     "per row": run_per_row,
     "ours, cold": run_cold,
+    "ours, next": run_next,
     "ours, cached": run_ours,
     "floor": run_floor,
     "decode": run_decode,

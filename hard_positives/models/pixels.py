@@ -201,12 +201,10 @@ def look_up(pixels: torch.Tensor, floats: torch.Tensor) -> torch.Tensor:
         >>> look_up(pixels, torch.arange(768).view(3, 256)).flatten().tolist()
         [0, 256, 767]
     """
-    # Of torch's ways the fastest on a CPU: three times as fast as `gather`.
-    channels = [
-        of_byte.index_select(0, channel.flatten().int()).view_as(channel)
-        for of_byte, channel in zip(floats, pixels.unbind(1), strict=True)
-    ]
-    return torch.stack(channels, dim=1)
+    # Of torch's ways the fastest on a CPU: three times as fast as `take` and `embedding`.
+    places = pixels.int()
+    places += torch.arange(0, 768, 256, dtype=torch.int32, device=pixels.device)[:, None, None]
+    return floats.flatten().index_select(0, places.flatten()).view_as(pixels)
 
 
 def _floats_of_bytes(image_processor: Any) -> torch.Tensor:
