@@ -566,7 +566,7 @@ def _full_name(result: EvaluationResult) -> str:
 def command_of(result: EvaluationResult) -> str | None:
     """The command that repeats a result; None where model or data have no name to call them by."""
     signature = result.signature
-    if signature["dataset"]["id"] is None or "weights_sha256" not in signature["model"]:
+    if signature["dataset"]["id"] is None or "dtype" not in signature:  # a function, an object
         return None
     command = ["hard-positives", "evaluate", name_of(result)]
     command += ["--dataset", public_name(signature["dataset"]["id"])]

@@ -16,7 +16,7 @@ from conftest import ROOT
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from hard_positives import EvaluationResult, evaluate, score
+from hard_positives import EvaluationResult, evaluate, render_table, score, write_report
 from hard_positives.scoring import matching
 from hard_positives.scoring.cache import list_cache
 from hard_positives.suite.comparisons import CAPTION_COLUMNS, Columns
@@ -417,6 +417,18 @@ def test_settings_that_would_not_be_heeded_are_refused(triples, model, options):
     [(name, value)] = options.items()
     with pytest.raises(ValueError, match=f"Expected {name} to be left out .* got '{value}'"):
         score(model, triples, **options)
+
+
+@pytest.mark.parametrize("model", [Colours(), Letters(), lambda images, captions: [[1, 0, 2]]])
+def test_results_of_what_is_no_model_of_transformers_travel_whole(benchmark, tmp_path, model):
+    result = evaluate(model, benchmark, progress=False)
+    result.save(tmp_path / "result")
+    loaded = EvaluationResult.load(tmp_path / "result")
+    assert loaded.metrics == result.metrics
+    assert render_table(loaded).row_count > 3
+    assert f"model:{result.signature['model']['id']}|" in loaded.signature_line
+    page = write_report([loaded], tmp_path / "page", dataset=benchmark)
+    assert page.stat().st_size > 10_000
 
 
 def test_pairs_both_ways_are_scored_once(triples):
