@@ -91,6 +91,8 @@ class DualEncoder:
 
     def _unit_vectors(self, tower: Callable, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         features = halving(lambda batch: _pooled(tower(**batch)), on_device(self.model, inputs))
+        if self.model.config.model_type == "flava":  # gives all tokens, and is trained on the first
+            features = features[:, 0]
         return torch.nn.functional.normalize(features.float(), dim=-1)
 
     @property

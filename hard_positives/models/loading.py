@@ -17,7 +17,9 @@ from transformers import (
     MODEL_MAPPING,
     AutoConfig,
     AutoProcessor,
+    Blip2ForImageTextRetrieval,
     BlipForImageTextRetrieval,
+    BridgeTowerForImageAndTextRetrieval,
     PreTrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
@@ -32,7 +34,12 @@ from hard_positives.models.preprocessing import PREPROCESSINGS, choose_image_pro
 from hard_positives.models.protocols import Embedder, PairScorer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PAIR_MODELS = (BlipForImageTextRetrieval, ViltForImageAndTextRetrieval)
+PAIR_MODELS = (
+    Blip2ForImageTextRetrieval,
+    BlipForImageTextRetrieval,
+    BridgeTowerForImageAndTextRetrieval,
+    ViltForImageAndTextRetrieval,
+)
 EMBEDDED_MODEL = "shapes_clip"
 Encoder = DualEncoder | OutsideEmbedder
 Matcher = PairModel | OutsidePairScorer | FunctionModel
@@ -75,6 +82,7 @@ def load_model(
         model = _on_target(model, target, _chosen_dtype(dtype, target))
     _check_processor(processor)
     if _kind_of(type(model)) is DualEncoder:
+        _check_scale(model)
         choose_image_processor(processor.image_processor, preprocessing)  # refused here, not later
         return DualEncoder(model, processor, preprocessing)
     if preprocessing != "transformers":
@@ -185,6 +193,15 @@ def _kind_of(model_class: type) -> type[DualEncoder] | type[PairModel]:
         f"one of {[kind.__name__ for kind in PAIR_MODELS]}, got {model_class.__name__}. Use a "
         "CLIP-like model, or pass a function (images, captions) -> logits."
     )
+
+
+def _check_scale(model: PreTrainedModel) -> None:
+    if not (hasattr(model, "logit_scale") or hasattr(model, "temperature")):
+        raise TypeError(
+            "Expected a dual encoder to have a scale for its cosines (logit_scale or temperature), "
+            f"got {type(model).__name__}. Use the checkpoint of a matching head, or pass an object "
+            "with embed_images and embed_captions."
+        )
 
 
 def _check_processor(processor: Any) -> None:

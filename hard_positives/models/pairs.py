@@ -24,13 +24,16 @@ from hard_positives.models.inference import halving, inference, on_device
 from hard_positives.models.protocols import PairScorer
 from hard_positives.models.tokens import tokenize
 
+_ITM_SWITCH = "use_image_text_matching_head"  # without it BLIP-2 gives a cosine
+
 
 @dataclass(frozen=True)
 class PairModel:
     """A network that reads image and caption together and says whether they match.
 
-    The logit is that of "match" minus that of "no match" where the head has both (BLIP), else the
-    one that it has (ViLT). Not its softmax, which is 1.0 for both of two good captions.
+    The logit is that of "match" minus that of "no match" where the head has both (BLIP, BLIP-2,
+    BridgeTower), else the one that it has (ViLT). Not its softmax, which is 1.0 for both of two
+    good captions.
 
     Attributes:
         model: Left as it is, but for the mode while it scores.
@@ -66,25 +69,44 @@ class PairModel:
 
     def check(self, captions: Sequence[str]) -> None:
         """Refuse captions that the model would misread in silence, before any is scored."""
-        tokenize(self.processor.tokenizer, captions, self.model.config.get_text_config())
+        config = self.model.config
+        reader = getattr(config, "qformer_config", None) or config.get_text_config()
+        tokenize(self.processor.tokenizer, captions, reader)
 
     def score_pairs(
         self, images: dict[str, torch.Tensor], of_pair: np.ndarray, captions: list[str]
     ) -> torch.Tensor:
         """Score n captions, each for one of the prepared pictures; (n,) float32."""
-        texts = self.processor.tokenizer(captions, padding=True, return_tensors="pt")
-        known = inspect.signature(self.model.forward).parameters  # BLIP's takes no token types
-        inputs = {name: values for name, values in texts.items() if name in known}
+        texts = dict(self.processor.tokenizer(captions, padding=True, return_tensors="pt"))
+        inputs = self._with_image_tokens(texts)
         inputs |= {name: values[torch.from_numpy(of_pair)] for name, values in images.items()}
+        forward = inspect.signature(self.model.forward).parameters
+        inputs = {name: values for name, values in inputs.items() if name in forward}
+        itm = {_ITM_SWITCH: True} if _ITM_SWITCH in forward else {}
         outputs = halving(
-            lambda batch: _first_scores(self.model(**batch)), on_device(self.model, inputs)
+            lambda batch: _first_scores(self.model(**batch, **itm)), on_device(self.model, inputs)
         ).float()
         scores = outputs[:, 1] - outputs[:, 0] if outputs.shape[1] == 2 else outputs[:, 0]
         return scores.cpu()
 
+    def _with_image_tokens(self, texts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Put the places of the picture before the words, where a model wants them (BLIP-2)."""
+        token = getattr(self.model.config, "image_token_index", None)
+        if token is None:
+            return texts
+        number = self.model.config.num_query_tokens
+        filled = {"input_ids": token, "attention_mask": 1}
+        return {
+            name: torch.nn.functional.pad(texts[name], (number, 0), value=value)
+            for name, value in filled.items()
+        }
+
 
 def _first_scores(outputs: Any) -> torch.Tensor:
-    return outputs.itm_score if "itm_score" in outputs else outputs.logits
+    for name in ("itm_score", "logits_per_image"):
+        if name in outputs:
+            return outputs[name]
+    return outputs.logits
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ FAMILIES = {
         ),
     ),
     "blip": (hf.BlipModel, hf.BlipConfig, towers(START_READ, projection_dim=16)),
+    "tipsv2": (hf.Tipsv2Model, hf.Tipsv2Config, towers(START_READ)),
 }
 
 
@@ -182,21 +183,89 @@ def test_trimming_would_change_a_family_that_was_trained_with_padding(family, tr
     assert np.abs(trimmed - expected).max() > 1e-2
 
 
+def test_flava_is_read_at_its_first_tokens(triples):
+    text = {"text_config": {**TINY_TOWER, **START_READ}}
+    vision = {"image_config": VISION, "multimodal_config": TINY_TOWER}
+    torch.manual_seed(0)
+    model = hf.FlavaModel(hf.FlavaConfig(**text, **vision, projection_dim=16)).eval()
+    processor = make_processor(triples, START_READ, "flava")
+    logits = score(model, triples, processor=processor, cache=False)
+    for row, found in zip(triples.select(range(5)), logits, strict=False):
+        texts = [row[name] for name in CAPTION_COLUMNS]
+        words = processor.tokenizer(texts, padding=True, return_tensors="pt")
+        pixels = processor.image_processor(row["image"].convert("RGB"), return_tensors="pt")
+        with torch.no_grad():
+            outputs = model(**words, **pixels, skip_multimodal_encoder=True)
+            image = model.image_projection(outputs.image_embeddings[:, 0])
+            captions = model.text_projection(outputs.text_embeddings[:, 0])
+            cosines = torch.nn.functional.cosine_similarity(image, captions)
+        np.testing.assert_allclose(
+            found, (cosines * model.logit_scale.exp()).detach().numpy(), atol=1e-5
+        )
+    assert np.ptp(logits, axis=1).min() > 0
+
+
+def test_a_blip_2_without_its_matching_head_is_refused(triples):
+    model = hf.Blip2Model(blip_2())
+    processor = make_processor(triples, START_READ, "blip-2")
+    with pytest.raises(TypeError, match=r"a scale for its cosines .* got Blip2Model"):
+        score(model, triples, processor=processor)
+
+
+def blip_2() -> hf.Blip2Config:
+    reader = {**START_READ, "encoder_hidden_size": TINY_TOWER["hidden_size"]}
+    config = hf.Blip2Config(
+        vision_config=VISION,
+        qformer_config={**TINY_TOWER, **reader, "use_qformer_text_input": True},
+        text_config={"model_type": "opt", **TINY_TOWER, "vocab_size": WORDS, "ffn_dim": 32},
+        num_query_tokens=4,
+        image_text_hidden_size=16,
+    )
+    config.image_token_index = WORDS - 3
+    return config
+
+
 def matching_head(kind: str) -> torch.nn.Module:
     torch.manual_seed(0)
     if kind == "blip":
         text = {**START_READ, "encoder_hidden_size": TINY_TOWER["hidden_size"]}
         config = hf.BlipConfig(**towers(text, projection_dim=16))
         return hf.BlipForImageTextRetrieval(config).eval()
+    if kind == "blip-2":
+        return hf.Blip2ForImageTextRetrieval(blip_2()).eval()
+    if kind == "bridgetower":
+        vision = {**VISION, "hidden_size": 64}  # a head for each 64
+        config = hf.BridgeTowerConfig(
+            **TINY_TOWER, text_config={**TINY_TOWER, **START_READ}, vision_config=vision
+        )
+        return hf.BridgeTowerForImageAndTextRetrieval(config).eval()
     sizes = {"image_size": 32, "patch_size": 8, "max_position_embeddings": 40}
     return hf.ViltForImageAndTextRetrieval(
         hf.ViltConfig(**TINY_TOWER, **sizes, vocab_size=WORDS)
     ).eval()
 
 
-@pytest.mark.parametrize("kind", ["blip", "vilt"])
+def own_match(kind: str, model, processor: Processor, image, captions: list[str]) -> np.ndarray:
+    """Score the pairs of one picture by the model's own forward."""
+    texts = processor.tokenizer(captions, padding=True)
+    if kind == "blip-2":  # as its processor writes them: the places of the picture first
+        fillers = {"input_ids": [WORDS - 3] * 4, "attention_mask": [1] * 4}
+        texts = {name: [first + part for part in texts[name]] for name, first in fillers.items()}
+    pixels = processor.image_processor([image.convert("RGB")] * len(captions), return_tensors="pt")
+    switch = {"use_image_text_matching_head": True} if kind == "blip-2" else {}
+    with torch.no_grad():
+        outputs = model(**hf.BatchFeature(texts, tensor_type="pt"), **pixels, **switch)
+    scores = {"blip": "itm_score", "blip-2": "logits_per_image"}.get(kind, "logits")
+    scores = outputs[scores].numpy()
+    return scores[:, 0] if kind == "vilt" else scores[:, 1] - scores[:, 0]
+
+
+@pytest.mark.parametrize("kind", ["blip", "blip-2", "bridgetower", "vilt"])
 def test_a_matching_head_is_scored_pair_by_pair(kind, triples):
     model, processor = matching_head(kind), make_processor(triples, START_READ, kind)
+    for values in model.parameters():  # so that logits differ visibly
+        if values.ndim > 1:
+            torch.nn.init.normal_(values, std=0.2)
     pairs = []
     model.register_forward_pre_hook(
         lambda module, args, kwargs: pairs.append(len(kwargs["input_ids"])), with_kwargs=True
@@ -204,17 +273,11 @@ def test_a_matching_head_is_scored_pair_by_pair(kind, triples):
     logits = score(model, triples, processor=processor, batch_size=7)
     distinct = {(row["image_id"], row[name]) for row in triples for name in CAPTION_COLUMNS}
     assert sum(pairs) == len(distinct)
-
-    row = triples[11]
-    inputs = processor([row["image"]] * 3, [row[name] for name in CAPTION_COLUMNS], padding=True)
-    with torch.no_grad():
-        outputs = model(**inputs.convert_to_tensors("pt"))
-    if kind == "blip":
-        expected = outputs.itm_score[:, 1] - outputs.itm_score[:, 0]
-    else:
-        expected = outputs.logits[:, 0]
-    np.testing.assert_allclose(logits[11], expected.numpy(), atol=1e-5)
-    assert np.ptp(logits, axis=1).min() > 0
+    for row in (0, 11, 39):
+        texts = [triples[row][name] for name in CAPTION_COLUMNS]
+        expected = own_match(kind, model, processor, triples[row]["image"], texts)
+        np.testing.assert_allclose(logits[row], expected, atol=1e-4)
+    assert np.ptp(logits, axis=1).min() > 1e-4
 
 
 def test_a_matching_head_is_loaded_by_the_architecture_of_its_checkpoint(tmp_path, triples):
