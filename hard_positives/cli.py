@@ -192,6 +192,13 @@ def evaluate(
         str,
         typer.Option(help="transformers: as the model's own processor; openai: as published."),
     ] = "transformers",
+    question: Annotated[
+        str | None,
+        typer.Option(
+            help="What a generative model is asked about each pair, with {} in the place of the "
+            "caption, to be answered by Yes or No. VQAScore's if left out."
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images per batch. Chosen for the device if left out.")
     ] = None,
@@ -301,6 +308,7 @@ def evaluate(
         "device": device,
         "dtype": dtype,
         "preprocessing": preprocessing,
+        "question": question,
         "batch_size": batch_size,
         "num_workers": workers,
         "cache": cache,

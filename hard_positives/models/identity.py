@@ -33,12 +33,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 _KNOWN_PACKAGES = {"torch", "transformers", "tokenizers", "peft", "huggingface_hub", "numpy"}
 _KNOWN_PACKAGES |= {"hard_positives", *sys.stdlib_module_names}
 _VERSIONS = ("numpy", "peft", "pillow", "tokenizers", "torch", "torchvision", "transformers")
+_CAPTURING = "transformers.utils.output_capturing"  # its hooks note outputs and change none
 # Names, and what concerns loading, saving and training: none of it changes a logit.
 _NOT_OF_CONFIGS = {"_name_or_path", "name_or_path", "transformers_version", "architectures"}
 _NOT_OF_CONFIGS |= {"dtype", "torch_dtype", "_commit_hash", "base_model_name_or_path", "revision"}
 _NOT_OF_MODULES = {*vars(torch.nn.Module()), "name_or_path", "gradient_checkpointing"}
 _NOT_OF_MODULES |= {"_is_hf_initialized", "_weight_conversions", "all_tied_weights_keys"}
 _NOT_OF_MODULES |= {"_no_split_modules", "_skip_keys_device_placement"}
+_NOT_OF_MODULES |= {"rope_deltas", "_output_capturing_hooks_installed"}  # of the last call
 _PLANS_AND_KEYS = re.compile("_(tp|pp|ep|fsdp)_plan|_keep_in_fp32.*|_keys_to_ignore.*")
 _NOT_OF_TOKENIZERS = {"name_or_path", "init_inputs", "init_kwargs", "deprecation_warnings"}
 _NOT_OF_TOKENIZERS |= {"_tokenizer", "verbose", "backend", "files_loaded"}
@@ -213,7 +215,8 @@ def _hooks(model: torch.nn.Module) -> Iterator[str]:
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         yield "torch has a forward hook for all modules"
     for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
+        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        if any(hook.__module__ != _CAPTURING for hook in hooks):
             yield f"{type(module).__name__} {name}".rstrip() + " has a forward hook"
 
 

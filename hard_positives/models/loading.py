@@ -25,10 +25,12 @@ from transformers import (
     ProcessorMixin,
     ViltForImageAndTextRetrieval,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import cached_file, extract_commit_hash
 
 from hard_positives.machine import processes
 from hard_positives.models.encoders import DualEncoder, OutsideEmbedder
+from hard_positives.models.generative import QUESTION, YesNoModel
 from hard_positives.models.pairs import FunctionModel, OutsidePairScorer, PairModel
 from hard_positives.models.preprocessing import PREPROCESSINGS, choose_image_processor
 from hard_positives.models.protocols import Embedder, PairScorer
@@ -42,7 +44,8 @@ PAIR_MODELS = (
 )
 EMBEDDED_MODEL = "shapes_clip"
 Encoder = DualEncoder | OutsideEmbedder
-Matcher = PairModel | OutsidePairScorer | FunctionModel
+Matcher = PairModel | YesNoModel | OutsidePairScorer | FunctionModel
+GENERATIVE = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
 def load_model(
@@ -53,6 +56,7 @@ def load_model(
     device: str | None = None,
     dtype: str = "float32",
     preprocessing: str = "transformers",
+    question: str | None = None,
 ) -> Encoder | Matcher:
     """Load a model for scoring, in ``dtype``, on ``device``; a loaded one is left as it was.
 
@@ -71,17 +75,26 @@ def load_model(
             raise ValueError(f"Expected {name} to be one of {known}, got {value!r}.")
     outside = None if isinstance(model, (str, Path)) else _from_outside(model)
     if outside is not None:
-        _refuse_settings(device=device, dtype=dtype, preprocessing=preprocessing)
+        _refuse_settings(device=device, dtype=dtype, preprocessing=preprocessing, question=question)
         return outside
     target = _chosen_device(device)
     if isinstance(model, (str, Path)):
         with damage_as_value_error(str(model)):
             model, processor = _load_pretrained(model, processor, revision, target, dtype)
     else:
-        _kind_of(type(model))
+        _kind_of(type(model), model.config)
         model = _on_target(model, target, _chosen_dtype(dtype, target))
     _check_processor(processor)
-    if _kind_of(type(model)) is DualEncoder:
+    kind = _kind_of(type(model), model.config)
+    if kind is YesNoModel and preprocessing == "transformers":
+        return YesNoModel(model, processor, QUESTION if question is None else question)
+    if question is not None:
+        what = "a dual encoder" if kind is DualEncoder else "a matching head"
+        raise ValueError(
+            f"Expected question to be left out for {what}, got {question!r}. It is put to "
+            "generative models."
+        )
+    if kind is DualEncoder:
         _check_scale(model)
         choose_image_processor(processor.image_processor, preprocessing)  # refused here, not later
         return DualEncoder(model, processor, preprocessing)
@@ -111,9 +124,9 @@ def _from_outside(model: Any) -> Encoder | Matcher | None:
 
 def _refuse_settings(**given: str | None) -> None:
     """Refuse what a function or an object from outside would not heed."""
-    defaults = {"device": None, "dtype": "float32", "preprocessing": "transformers"}
+    defaults = {"dtype": "float32", "preprocessing": "transformers"}
     for name, value in given.items():
-        if value != defaults[name]:
+        if value != defaults.get(name):
             raise ValueError(
                 f"Expected {name} to be left out for a function or an object that is no model of "
                 f"transformers, got {value!r}. It gets pictures and captions as they are and runs "
@@ -160,7 +173,7 @@ def _load_pretrained(
     # What is wrong is found out before the weights are read.
     config = AutoConfig.from_pretrained(model, revision=revision)
     model_class = _model_class(config)
-    _kind_of(model_class)
+    _kind_of(model_class, config)
     if processor is None:
         # The PIL backend gives the same pixels on every machine and needs no torchvision.
         processor = AutoProcessor.from_pretrained(model, revision=revision, backend="pil")
@@ -180,18 +193,28 @@ def _model_class(config: PreTrainedConfig) -> type:
     named = getattr(transformers, (config.architectures or [""])[0], None)
     if named is not None and issubclass(named, PAIR_MODELS):
         return named
-    return MODEL_MAPPING.get(type(config), type(config))
+    found = MODEL_MAPPING.get(type(config), type(config))
+    if config.model_type in GENERATIVE and not hasattr(found, "get_text_features"):
+        return getattr(transformers, GENERATIVE[config.model_type])
+    return found
 
 
-def _kind_of(model_class: type) -> type[DualEncoder] | type[PairModel]:
+def _kind_of(
+    model_class: type, config: PreTrainedConfig
+) -> type[DualEncoder] | type[PairModel] | type[YesNoModel]:
     if issubclass(model_class, PAIR_MODELS):
         return PairModel
+    if model_class.__name__ == GENERATIVE.get(config.model_type) and not hasattr(
+        model_class, "get_text_features"
+    ):
+        return YesNoModel
     if hasattr(model_class, "get_image_features") and hasattr(model_class, "get_text_features"):
         return DualEncoder
     raise TypeError(
-        "Expected the model to be a dual encoder with get_image_features and get_text_features, or "
-        f"one of {[kind.__name__ for kind in PAIR_MODELS]}, got {model_class.__name__}. Use a "
-        "CLIP-like model, or pass a function (images, captions) -> logits."
+        "Expected the model to be a dual encoder with get_image_features and get_text_features, a "
+        "generative model of images and text, or one of "
+        f"{[kind.__name__ for kind in PAIR_MODELS]}, got {model_class.__name__}. Use one of these, "
+        "or pass a function (images, captions) -> logits."
     )
 
 

@@ -6,6 +6,7 @@
 Nothing here prints; `report` renders a result.
 """
 
+import hashlib
 import json
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -95,6 +96,7 @@ class EvaluationResult:
             "model": _at(model["id"], model.get("revision")),
             "weights": (model.get("weights_sha256") or "")[:8],
             "images": processor.get("preprocessing"),
+            "question": _short_hash(signature.get("asked")),
             "dtype": signature.get("dtype"),
             "device": signature.get("device"),
             "data": _at(dataset["id"], dataset.get("revision")),
@@ -144,6 +146,7 @@ def evaluate(
     device: str | None = None,
     dtype: str = "float32",
     preprocessing: str = "transformers",
+    question: str | None = None,
     batch_size: int | None = None,
     num_workers: int | None = None,
     cache: bool = True,
@@ -189,6 +192,7 @@ def evaluate(
         device=device,
         dtype=dtype,
         preprocessing=preprocessing,
+        question=question,
     )
     return score_benchmark(model, scorer, benchmark, options)
 
@@ -276,6 +280,12 @@ def _metrics_of(scores: pa.Table) -> dict[str, Any]:
 def _at(name: str | None, revision: str | None) -> str:
     name = public_name(name) or ""
     return f"{name}@{revision[:8]}" if revision else name
+
+
+def _short_hash(asked: dict[str, Any] | None) -> str | None:
+    """Name what a generative model is asked, template and answers with it."""
+    content = json.dumps(asked, sort_keys=True).encode()
+    return hashlib.sha256(content).hexdigest()[:8] if asked else None
 
 
 def _int32(offsets: np.ndarray) -> pa.Array:

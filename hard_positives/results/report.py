@@ -30,6 +30,7 @@ from rich.text import Text
 
 from hard_positive_metric import FIGURES, OUTCOMES, compute_metrics, row_outcomes
 from hard_positives import __version__
+from hard_positives.models.generative import QUESTION
 from hard_positives.names import printable, public_name
 from hard_positives.results.comparison import PairedDifference, check_same_rows, compare
 from hard_positives.results.evaluation import EvaluationResult, num_positives, values_of
@@ -579,6 +580,9 @@ def command_of(result: EvaluationResult) -> str | None:
     preprocessing = _preprocessing(signature)
     if preprocessing not in (None, "transformers"):
         command += ["--preprocessing", preprocessing]
+    asked = signature.get("asked", {}).get("question", QUESTION)
+    if asked != QUESTION:
+        command += ["--question", asked]
     return shlex.join([*command, "--dtype", signature["dtype"], "--device", signature["device"]])
 
 

@@ -31,6 +31,7 @@ def evaluate_all(
     device: str | None = None,
     dtype: str = "float32",
     preprocessing: str = "transformers",
+    question: str | None = None,
     batch_size: int | None = None,
     num_workers: int | None = None,
     cache: bool = True,
@@ -74,7 +75,9 @@ def evaluate_all(
             prepare_folder(place, dataset)
     results = []
     for model, of_model in zip(models, places, strict=True):
-        scorer = load_model(model, device=device, dtype=dtype, preprocessing=preprocessing)
+        scorer = load_model(
+            model, device=device, dtype=dtype, preprocessing=preprocessing, question=question
+        )
         for benchmark, place in zip(benchmarks, of_model, strict=True):
             earlier = _earlier(place)
             result = score_benchmark(model, scorer, benchmark, options, earlier)

@@ -42,6 +42,7 @@ def score(
     device: str | None = None,
     dtype: str = "float32",
     preprocessing: str = "transformers",
+    question: str | None = None,
     batch_size: int | None = None,
     num_workers: int | None = None,
     cache: bool = True,
@@ -62,8 +63,9 @@ def score(
             (`hard_positives.Embedder`, `hard_positives.PairScorer`), or a function
             ``(images, captions) -> logits`` of B PIL images and C captions, returning (B, C); B is
             1 unless ``batch_size`` is given. Models of transformers are dual encoders with
-            ``get_image_features`` and ``get_text_features``, or matching heads such as
-            ``BlipForImageTextRetrieval``. Towers may be compiled before, as by
+            ``get_image_features`` and ``get_text_features``, matching heads such as
+            ``BlipForImageTextRetrieval``, or generative ones with a chat template, such as
+            ``Qwen3VLForConditionalGeneration``. Towers may be compiled before, as by
             ``model.vision_model.compile(dynamic=True)``.
         dataset: Rows with an image and captions, such as
             ``datasets.load_dataset(folder, split="replace")``.
@@ -113,6 +115,7 @@ def score(
         device=device,
         dtype=dtype,
         preprocessing=preprocessing,
+        question=question,
     )
     return comparisons.listed(score_comparisons(scorer, comparisons, options))
 

@@ -1,0 +1,276 @@
+"""Generative models that are asked whether a picture shows what a caption says.
+
+    template, picture, question up to the caption -> keys and values, once per picture
+    each caption, rest of the template            -> hidden state of the next token
+    hidden state                                  -> log P(Yes) - log P(No), in float32
+
+A logit is a difference of two log-probabilities of the next token, so the softmax over all words
+cancels out; what is left is one product with the difference of two rows of the last layer. It is
+computed in float32 whatever the type of the rest: in bfloat16 near-identical captions tie.
+
+The question is that of VQAScore (Lin et al., ECCV 2024, https://arxiv.org/abs/2404.01291).
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import takewhile
+from typing import ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import PreTrainedModel, ProcessorMixin
+
+from hard_positives.models.identity import Identity, identify
+from hard_positives.models.inference import inference, on_device
+
+QUESTION = 'Does this figure show "{}"? Please answer Yes or No.'
+ANSWERS = ("Yes", "No")
+TOLERANCE = 1e-4  # in float32, of a logit by way of the prefix
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One picture and the question, as a model of transformers takes them; the caption is empty.
+
+    Attributes:
+        tokens: Fields with a value for each token: `input_ids`, `attention_mask`, ...; (1, T).
+        picture: All other fields, such as `pixel_values`.
+    """
+
+    tokens: dict[str, torch.Tensor]
+    picture: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a processor writes a question about a picture; for workers, without the model.
+
+    Attributes:
+        processor: With a chat template.
+        question: With `{}` in the place of the caption.
+    """
+
+    processor: ProcessorMixin
+    question: str = QUESTION
+
+    def prompt(self, caption: str) -> str:
+        """Write the conversation up to the place of the answer."""
+        text = self.question.replace("{}", caption)
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        return self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+
+    def __call__(self, images: list[Image.Image]) -> list[Asked]:
+        """Prepare each picture with an empty caption."""
+        return [self.ask(image, "") for image in images]
+
+    def ask(self, image: Image.Image, caption: str) -> Asked:
+        """Prepare a picture with a caption, by the processor alone."""
+        inputs = self.processor(text=[self.prompt(caption)], images=[image], return_tensors="pt")
+        shape = inputs["input_ids"].shape
+        per_token = {name for name, values in inputs.items() if values.shape == shape}
+        return Asked(
+            {name: inputs[name] for name in per_token},
+            {name: values for name, values in inputs.items() if name not in per_token},
+        )
+
+
+@dataclass(frozen=True)
+class YesNoModel:
+    """A generative model of images and text, asked about each pair: log P(Yes) - log P(No).
+
+    Attributes:
+        model: Any `AutoModelForImageTextToText` whose processor has a chat template.
+        processor: With `image_processor` and `tokenizer`.
+        question: With `{}` in the place of the caption.
+    """
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    question: str = QUESTION
+    _uses_prefix: list[bool] = field(default_factory=list, repr=False)
+    images_per_batch: ClassVar[int] = 1
+
+    def __post_init__(self):
+        if self.question.count("{}") != 1:
+            raise ValueError(
+                "Expected the question to have one {} in the place of the caption, got "
+                f"{self.question!r}."
+            )
+        if not getattr(self.processor, "chat_template", None):
+            raise ValueError(
+                f"Expected the processor of {type(self.model).__name__} to have a chat template, "
+                "got none. Use a checkpoint that was tuned to answer, or set "
+                "processor.chat_template."
+            )
+        _ = self.answers  # refused before anything is scored
+        blank, caption = Image.new("RGB", (64, 48)), "a red cube on a table"
+        [asked], whole = self.asking([blank]), self.asking.ask(blank, caption)
+        if not torch.equal(self._tokens(asked, caption)["input_ids"], whole.tokens["input_ids"][0]):
+            raise ValueError(
+                f"Expected the chat template of {type(self.model).__name__} to put the picture "
+                "before the question, got one that does not. Set processor.chat_template."
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @cached_property
+    def answers(self) -> list[int]:
+        """The tokens of Yes and No."""
+        tokenizer = self.processor.tokenizer
+        tokens = [tokenizer.encode(answer, add_special_tokens=False) for answer in ANSWERS]
+        if any(len(of_answer) != 1 for of_answer in tokens) or tokens[0] == tokens[1]:
+            raise ValueError(
+                f"Expected {' and '.join(ANSWERS)} to be one token each, got {tokens}. This "
+                "tokenizer cannot be asked for them."
+            )
+        return [token for [token] in tokens]
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What the logits depend on, question and template among it."""
+        identity = identify(self.model, self.processor, "transformers")
+        asked = {
+            "question": self.question,
+            "answers": dict(zip(ANSWERS, self.answers, strict=True)),
+            "prompt": self.asking.prompt("{}"),
+        }
+        return replace(identity, description={**identity.description, "asked": asked})
+
+    @cached_property
+    def asking(self) -> Asking:
+        """How questions are written."""
+        return Asking(self.processor, self.question)
+
+    @property
+    def prepare(self) -> Callable[[list[Image.Image]], list[Asked]]:
+        """What prepares pictures in a worker."""
+        return self.asking
+
+    def running(self) -> AbstractContextManager:
+        """Run for outputs alone."""
+        return inference(self.model)
+
+    def check(self, captions: Sequence[str]) -> None:
+        """Refuse captions that would end the user's turn or hold a picture."""
+        special = set(self.processor.tokenizer.all_special_tokens)
+        for caption in captions:
+            found = [token for token in special if token in caption]
+            if found:
+                raise ValueError(
+                    f"Expected captions to be plain text, got the model's own token {found[0]!r} "
+                    f"in {caption[:80]!r}. Remove it."
+                )
+
+    def score_pairs(
+        self, images: list[Asked], of_pair: np.ndarray, captions: list[str]
+    ) -> torch.Tensor:
+        """Score n captions, each for one of the prepared pictures; (n,) float32."""
+        logits = torch.empty(len(captions))
+        for place, asked in enumerate(images):
+            of_image = np.flatnonzero(of_pair == place)
+            texts = [self._tokens(asked, captions[at]) for at in of_image]
+            logits[of_image] = self._score_image(asked, texts)
+        return logits
+
+    def _tokens(self, asked: Asked, caption: str) -> dict[str, torch.Tensor]:
+        """Write a caption into a prepared question: as the processor does, without the picture.
+
+        What stands behind the picture's tokens is tokenised apart from what stands before them, as
+        tokenizers do at every special token.
+        """
+        empty, whole = self.processor.tokenizer(
+            [self.asking.prompt(""), self.asking.prompt(caption)]
+        )["input_ids"]
+        ids = asked.tokens["input_ids"][0].tolist()
+        # Behind the last of the picture's tokens, of which the written prompt has one only.
+        same_end = min(_common(empty[::-1], ids[::-1]), len(empty) - _common(empty, ids))
+        begin = len(empty) - same_end
+        rest = torch.tensor(whole[begin:])
+        written = {}
+        for name, values in asked.tokens.items():
+            kept = values[0, : len(ids) - same_end]
+            added = rest if name == "input_ids" else values[0, -1].expand(len(rest))
+            written[name] = torch.cat([kept, added])
+        return written
+
+    def _score_image(self, asked: Asked, texts: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        if not self._uses_prefix:
+            self._check_last_layer(asked, texts[0])
+            self._uses_prefix.append(self._prefix_is_exact(asked, texts))
+        if self._uses_prefix[0] and len(texts) > 1:
+            return self._by_prefix(asked, texts)
+        return torch.cat([self._plain(asked, text) for text in texts])
+
+    def _check_last_layer(self, asked: Asked, text: dict[str, torch.Tensor]) -> None:
+        """Refuse a model that does more to its logits than its last layer does."""
+        inputs = {name: values[None] for name, values in text.items()} | asked.picture
+        logits = self.model(**on_device(self.model, inputs)).logits[0, -1, self.answers].float()
+        own, ours = float(logits[0] - logits[1]), float(self._plain(asked, text))
+        step = float(logits.abs().max()) * torch.finfo(self.model.dtype).eps
+        if abs(own - ours) > max(4 * step, TOLERANCE):
+            raise ValueError(
+                f"Expected the logits of {type(self.model).__name__} to be those of its last "
+                f"layer, got a difference of {own:.4f} instead of {ours:.4f}. Models that change "
+                "them afterwards cannot be asked; pass a function (images, captions) -> logits."
+            )
+
+    def _prefix_is_exact(self, asked: Asked, texts: list[dict[str, torch.Tensor]]) -> bool:
+        """Try both ways on real pairs."""
+        texts = texts if len(texts) > 1 else [*texts, self._tokens(asked, "something else")]
+        plain = torch.cat([self._plain(asked, text) for text in texts])
+        try:
+            by_prefix = self._by_prefix(asked, texts)
+        except Exception:  # each family has a cache of its own kind, and says in its own way
+            return False
+        most = TOLERANCE if self.model.dtype == torch.float32 else 0.1
+        return bool((plain - by_prefix).abs().max() <= most)
+
+    def _plain(self, asked: Asked, text: dict[str, torch.Tensor]) -> torch.Tensor:
+        """One forward pass for one pair."""
+        inputs = {name: values[None] for name, values in text.items()} | asked.picture
+        hidden = self.model.model(**on_device(self.model, inputs)).last_hidden_state
+        return self._differences(hidden[:, -1])
+
+    def _by_prefix(self, asked: Asked, texts: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """One forward pass for what all captions of a picture begin with, and one for the rest."""
+        ids = [text["input_ids"].tolist() for text in texts]
+        length = min(_common(min(ids), max(ids)), min(map(len, ids)) - 1)
+        prefix = {name: values[None, :length] for name, values in texts[0].items()} | asked.picture
+        kept = self.model.model(**on_device(self.model, prefix), use_cache=True).past_key_values
+        kept = copy.deepcopy(kept)
+        kept.batch_repeat_interleave(len(texts))
+        rest = {
+            name: torch.nn.utils.rnn.pad_sequence(
+                [text[name][length:] for text in texts], batch_first=True
+            )
+            for name in texts[0]
+        }
+        ends = torch.tensor([len(text) - length - 1 for text in ids], device=self.device)
+        del rest["attention_mask"]  # no token sees the padding, which stands behind it
+        outputs = self.model.model(**on_device(self.model, rest), past_key_values=kept)
+        return self._differences(
+            outputs.last_hidden_state[torch.arange(len(texts), device=self.device), ends]
+        )
+
+    def _differences(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Turn hidden states (n, D) into log P(Yes) - log P(No); (n,) float32 on the CPU."""
+        head = self.model.get_output_embeddings()
+        logits = hidden.float() @ head.weight[self.answers].float().T
+        if getattr(head, "bias", None) is not None:
+            logits = logits + head.bias[self.answers].float()
+        return (logits[:, 0] - logits[:, 1]).cpu()
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Count what two sequences begin with; of many, the least and the greatest tell for all."""
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
+    return sum(1 for _ in same)
