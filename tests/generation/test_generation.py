@@ -15,7 +15,6 @@ import time
 import traceback
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 
@@ -1024,45 +1023,6 @@ def test_a_full_disk_is_one_true_sentence_and_the_same_command_resumes(tmp_path,
     assert done.exit_code == 0, done.output
     assert not parts.exists()
     assert len(loaded(output, tmp_path / "cache")) == 2 * len(NUMBERED)
-
-
-@dataclass(frozen=True)
-class Meeting(Rules):
-    """Writes down what each process edits, and waits until there are two."""
-
-    meeting: Path = Path()
-
-    def edit_batch(self, captions, task):
-        log = self.meeting / str(os.getpid())
-        with log.open("a") as file:
-            file.writelines(f"{task}/{caption}\n" for caption in captions)
-        wait_until(lambda: len(list(self.meeting.iterdir())) == 2)
-        return super().edit_batch(captions, task)
-
-
-@pytest.mark.slow
-def test_two_ray_workers_share_the_work_and_make_the_same_set_as_this_process(
-    tmp_path, monkeypatch
-):
-    ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    monkeypatch.setattr("hard_positives.generation.run.BATCH_SIZE", 3)
-    here = generate(source_of(CAPTIONS), tmp_path / "here", Rules(), workers=1, progress=False)
-    meeting = tmp_path / "meeting"
-    meeting.mkdir()
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers have no tests
-    editor = Meeting(meeting=meeting)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        there = generate(
-            source_of(CAPTIONS), tmp_path / "there", editor, engine="ray", progress=False
-        )
-    finally:
-        ray.shutdown()
-    logs = [path.read_text().splitlines() for path in meeting.iterdir()]
-    assert len(logs) == 2
-    assert Counter(chain(*logs)) == {f"{task}/{text}": 1 for task in TASKS for text in CAPTIONS}
-    files = [next(folder.glob("data/*.parquet")).read_bytes() for folder in (here, there)]
-    assert files[0] == files[1]
 
 
 # --- the command ----------------------------------------------------------------------------------
