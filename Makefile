@@ -12,6 +12,7 @@ test-all:
 check:
 	ruff check .
 	ruff format --check .
+	mypy
 
 format:
 	ruff check --fix .

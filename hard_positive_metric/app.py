@@ -114,12 +114,12 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def compute(text: str, file: str | None, labels: str):
+def compute(text: str, file: str | None, labels: str) -> tuple:
     """Show the table and its reading, or what is wrong with the input."""
     try:
         rows = read_rows(text if file is None else read_file(file))
         label_row = read_numbers(labels, "the labels") if labels.strip() else None
-        references = label_row and [label_row] * len(rows)
+        references = [label_row] * len(rows) if label_row else None
         metrics = compute_metrics(rows, references)
     except (TypeError, ValueError) as error:
         return gr.update(value=str(error), visible=True), None, ""

@@ -317,12 +317,13 @@ def _split(logits: "_Lists", positive: np.ndarray) -> tuple[_Scores, _Scores]:
     if logits.is_alike(positive):
         width = logits.width
         columns, masks = values.reshape(-1, width).T, (positive[:width], ~positive[:width])
-        return tuple(
+        positives, negatives = (
             _Scores(
                 np.ascontiguousarray(columns[mask]), np.broadcast_to(mask.sum(), len(logits)), 0
             )
             for mask in masks
         )
+        return positives, negatives
     return _scores(values[positive], counts), _scores(values[~positive], logits.lengths - counts)
 
 
@@ -861,7 +862,7 @@ def _layout(num_rows: int, groups: np.ndarray | None, clusters: np.ndarray | Non
     group_weights = 1 / (len(group_sizes) * group_sizes)
     if num_clusters == num_rows:
         cell_groups, once = np.arange(len(group_sizes)), np.ones(len(group_sizes))
-        squares = group_sizes * group_weights**2
+        squares: np.ndarray = group_sizes * group_weights**2
         sums = [_power_sums(group_weights, once, np.zeros_like(cell_groups), times=group_sizes)]
         if len(group_sizes) > 1:
             sums.append(_power_sums(1 / group_sizes, once, cell_groups, times=group_sizes))
@@ -885,7 +886,8 @@ def _layout(num_rows: int, groups: np.ndarray | None, clusters: np.ndarray | Non
         codes, limit = groups * num_clusters + clusters, len(group_sizes) * num_clusters
         distinct, cells = _distinct(codes, limit)
         cell_groups, cell_clusters = np.divmod(distinct, num_clusters)
-    cell_sizes, weights = np.bincount(cells), group_weights[cell_groups]
+    cell_sizes = np.bincount(cells).astype(np.float64)
+    weights = group_weights[cell_groups]
     shares = np.bincount(cell_clusters, cell_sizes * weights)
     squares = np.bincount(cell_clusters, cell_sizes * weights**2)
     one_group = np.zeros(num_clusters, dtype=np.int64)

@@ -10,6 +10,29 @@ Examples:
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors and type checkers; what runs is the table below
+    from hard_positives.finetuning.loss import contrastive_loss
+    from hard_positives.finetuning.recipes import RECIPES, Recipe
+    from hard_positives.finetuning.run import finetune
+    from hard_positives.generation.captions import read_captions
+    from hard_positives.generation.language_model import LanguageModel
+    from hard_positives.generation.rules import Rules
+    from hard_positives.generation.run import generate
+    from hard_positives.hub.publishing import publish_dataset, publish_metric, publish_results
+    from hard_positives.models.protocols import Embedder, PairScorer
+    from hard_positives.results.comparison import compare
+    from hard_positives.results.evaluation import EvaluationResult, evaluate
+    from hard_positives.results.report import (
+        render_comparison,
+        render_summary,
+        render_table,
+        write_report,
+    )
+    from hard_positives.results.several import evaluate_all
+    from hard_positives.scoring.score import score
+    from hard_positives.suite.comparisons import Columns
 
 __version__ = "0.1.0"
 
@@ -66,7 +89,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

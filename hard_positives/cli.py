@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -100,7 +100,9 @@ def _in_sentences(resumes: bool = False) -> Iterator[None]:
             raise typer.Exit(1) from error
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+def _show_warning(
+    message: Warning | str, category: type[Warning], *_: object, **__: object
+) -> None:
     if issubclass(category, UserWarning):  # not the notes of libraries to developers
         typer.echo(f"Warning: {_printable_lines(message)}", err=True)
 
@@ -296,13 +298,13 @@ def evaluate(
         negatives=negative or (),
         candidates=candidates,
         label=label,
-        pairs=[tuple(one.split(":")) for one in pair or ()],
+        pairs=[cast(tuple[str, str], tuple(one.split(":"))) for one in pair or ()],
         category=category,
         cluster=cluster,
         crop=crop,
     )
     models, datasets = models or ["shapes_clip"], dataset or ["shapes"]
-    options = {
+    options: dict[str, Any] = {
         "columns": columns,
         "splits": split,
         "device": device,
@@ -325,11 +327,15 @@ def evaluate(
         if is_main_process():
             _show_all(results, as_json=as_json)
         return
-    [model], [dataset] = models, datasets
+    [model_name], [dataset_name] = models, datasets
     if output is not None:
-        prepare_folder(output, dataset)  # before hours of work, not after
+        prepare_folder(output, dataset_name)  # before hours of work, not after
     result = evaluate_model(
-        model, dataset, revision=revision, dataset_revision=dataset_revision, **options
+        model_name,
+        dataset_name,
+        revision=revision,
+        dataset_revision=dataset_revision,
+        **options,
     )
     if not is_main_process():  # under accelerate launch one speaks for all
         return
@@ -340,7 +346,7 @@ def evaluate(
         return
     rich.print(render_table(result))
     typer.echo(printable(result.signature_line))  # in one piece, to be copied
-    if (model, dataset) == ("shapes_clip", "shapes") and not quiet:
+    if (model_name, dataset_name) == ("shapes_clip", "shapes") and not quiet:
         typer.echo(NEXT_STEP)
 
 
@@ -484,7 +490,7 @@ def generate(
         "hard_positive_swap": published_swap,
         "hard_positive_replace": published_replace,
     }
-    editor = Rules(seed)
+    editor: Rules | LanguageModel = Rules(seed)
     if model is not None:
         editor = LanguageModel(
             model,
@@ -586,8 +592,8 @@ def finetune(
         "warmup_steps": warmup_steps,
         "weight_decay": weight_decay,
     }
-    check_choice("recipe", recipe, RECIPES)
-    given = {name: value for name, value in changes.items() if value is not None}
+    check_choice("recipe", recipe, list(RECIPES))
+    given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
     finetune_model(
         model,
         data,

@@ -30,7 +30,7 @@ class Options:
     progress: bool = True
     keep_images: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("num_workers", 0)):
             value = getattr(self, name)
             if value is not None and value < least:

@@ -71,9 +71,14 @@ PUBLISHED_PAIRS = (
 )
 SPLITS = tuple(dict.fromkeys(pair.split for pair in PUBLISHED_PAIRS))
 
-_REPLACE_FIELDS = {"image_path": str, "image_id": str, "true_caption": str, "false_caption": str}
+_REPLACE_FIELDS: dict[str, type] = {
+    "image_path": str,
+    "image_id": str,
+    "true_caption": str,
+    "false_caption": str,
+}
 _BOX_FIELDS = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
-_SWAP_FIELDS = {
+_SWAP_FIELDS: dict[str, type] = {
     "image_path": str,
     **dict.fromkeys(_BOX_FIELDS, int),
     "true_caption": str,
@@ -209,9 +214,9 @@ def _join(pair: PublishedPair, originals: list[dict], positives: list[dict]) -> 
     for rows in (originals, positives):
         _refuse(pair, "complete", {i: _field_problem(row, fields) for i, row in enumerate(rows)})
         _refuse(pair, "safe", {i: _path_problem(row["image_path"]) for i, row in enumerate(rows)})
-    same = ("image_path", *_BOX_FIELDS)
+    same = ["image_path", *_BOX_FIELDS]
     if pair.split == "replace":
-        same = ("image_path", "image_id", "false_caption")
+        same = ["image_path", "image_id", "false_caption"]
     differing = {
         i: next((f"another {name}" for name in same if one[name] != other[name]), None)
         for i, (one, other) in enumerate(zip(originals, positives, strict=True))

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import datasets
 
@@ -194,7 +195,7 @@ def _check_splits(splits: Sequence[str], known: Sequence[str]) -> None:
         )
 
 
-def _hash_sources(identity, *names: str) -> None:
+def _hash_sources(identity: Any, *names: str) -> None:
     for name in names:
         with open(os.path.join(os.path.dirname(__file__), name), "rb") as source:
             identity.update(source.read())
@@ -311,7 +312,8 @@ class HardPositives(datasets.GeneratorBasedBuilder):
             return f"Annotations: NOT the published files; these differ: {names}."
         return f"Annotations: the published files of commit {PUBLISHED_COMMIT}, checked."
 
-    def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        rows: Mapping[str, _PublishedRows | _ShapesRows]
         if isinstance(self.config, ShapesConfig):
             config = self.config
             rows = {
@@ -324,7 +326,7 @@ class HardPositives(datasets.GeneratorBasedBuilder):
             for split, part in rows.items()
         ]
 
-    def _published_rows(self, dl_manager) -> dict[str, _PublishedRows]:
+    def _published_rows(self, dl_manager: Any) -> dict[str, _PublishedRows]:
         if dl_manager.is_streaming:
             dl_manager = datasets.DownloadManager()
         contents = self.config.read_annotations() or self._download_annotations(dl_manager)
@@ -345,21 +347,22 @@ class HardPositives(datasets.GeneratorBasedBuilder):
             for split, triples in rows.items()
         }
 
-    def _download_annotations(self, dl_manager) -> dict[PublishedPair, tuple[bytes, bytes]]:
+    def _download_annotations(self, dl_manager: Any) -> dict[PublishedPair, tuple[bytes, bytes]]:
         pairs = [pair for pair in PUBLISHED_PAIRS if pair.split in self.config.splits]
-        return {
-            pair: tuple(
+        downloaded = {}
+        for pair in pairs:
+            originals, positives = (
                 _download_checked(dl_manager, folder, pair.file_name, blob_id)
                 for folder, blob_id in zip(PUBLISHED_FOLDERS, pair.blob_ids, strict=True)
             )
-            for pair in pairs
-        }
+            downloaded[pair] = originals, positives
+        return downloaded
 
     def _generate_examples(self, rows: _PublishedRows | _ShapesRows) -> Iterator[tuple[str, dict]]:
         for row in rows:
             yield row["id"], row
 
-    def _download_and_prepare(self, *args, **kwargs) -> None:
+    def _download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
         try:
             super()._download_and_prepare(*args, **kwargs)
         except datasets.exceptions.DatasetGenerationError as error:
@@ -374,7 +377,7 @@ def _doubts(triples: list[Triple]) -> str:
     return f"{_DOUBTFUL} of `replace` without flaws, by rule: {', '.join(found) or 'none'}."
 
 
-def _download_checked(dl_manager, folder: str, file_name: str, blob_id: str) -> bytes:
+def _download_checked(dl_manager: Any, folder: str, file_name: str, blob_id: str) -> bytes:
     url = ANNOTATION_URL.format(folder=folder, file_name=file_name)
     content = read_regular_file(dl_manager.download(url), MAX_FILE_BYTES)
     if git_blob_id(content) != blob_id:

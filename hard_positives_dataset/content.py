@@ -23,7 +23,7 @@ class ContentHash:
         'ef53cc59'
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._digest = hashlib.sha256()
 
     def add(self, row: Mapping[str, Any]) -> None:

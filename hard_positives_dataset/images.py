@@ -65,7 +65,7 @@ class ImageStore:
         ValueError: a source is neither a folder nor a whole zip.
     """
 
-    def __init__(self, sources: Sequence[str | os.PathLike]):
+    def __init__(self, sources: Sequence[str | os.PathLike]) -> None:
         self._zips: dict[str, zipfile.ZipFile] = {}
         self._sources = [os.path.realpath(_checked_source(source)) for source in sources]
         for source in self._sources:

@@ -19,7 +19,7 @@ import itertools
 import math
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
@@ -187,12 +187,14 @@ def _compose(split: str, index: int, seed: int) -> tuple[Scene, dict[str, list[_
     number = index // FAMILY_SIZE if split == "train" else index
     family = random.Random(f"shapes/{seed}/{split}/family {number}")
     relation = rng.choice(list(RELATIONS))
-    for attempt in itertools.count():
+    attempt = 0
+    while True:
         if attempt % _TRIES == 0:
             traits = _draw_traits(family)
             objects = _deal(family, traits)
         if number % 2:
             objects = _deal(rng, traits)
+        attempt += 1
         scene = _draw_scene(rng, objects, relation)
         if scene is None:
             continue
@@ -208,7 +210,7 @@ def _compose(split: str, index: int, seed: int) -> tuple[Scene, dict[str, list[_
 def _draw_traits(rng: random.Random) -> dict[str, list[str]]:
     """What a family of scenes has in common: as many of each trait as there are objects."""
     count = rng.choice(THING_COUNTS)
-    tables = {**ATTRIBUTES, "shape": SHAPES}
+    tables: dict[str, Iterable[str]] = {**ATTRIBUTES, "shape": SHAPES}
     traits = {
         kind: [rng.choice(list(table)) for _ in range(count)] for kind, table in tables.items()
     }
@@ -233,20 +235,24 @@ def _draw_scene(rng: random.Random, objects: list[dict[str, str]], relation: str
     if placed is None:
         return None
     grey = rng.randrange(120, 200)
-    start = tuple(grey + rng.randrange(-18, 19) for _ in range(3))
-    end = tuple(channel + rng.randrange(-14, 15) for channel in start)
+    red, green, blue = (grey + rng.randrange(-18, 19) for _ in range(3))
+    start = red, green, blue
+    red, green, blue = (channel + rng.randrange(-14, 15) for channel in start)
+    end = red, green, blue
     return Scene(tuple(placed), (start, end), rng.random() < 0.5)
 
 
 def _draw_thing(rng: random.Random, traits: dict[str, str]) -> Thing:
     low, high = _RADII[traits["size"]]
+    radius, rotation = rng.uniform(low, high), rng.uniform(-0.26, 0.26)
+    red, green, blue = (rng.randrange(-18, 19) for _ in range(3))
     return Thing(
         **traits,
         x=0.0,
         y=0.0,
-        radius=rng.uniform(low, high),
-        rotation=rng.uniform(-0.26, 0.26),
-        tint=tuple(rng.randrange(-18, 19) for _ in range(3)),
+        radius=radius,
+        rotation=rotation,
+        tint=(red, green, blue),
     )
 
 
@@ -371,7 +377,7 @@ def _write(
             yield triple
 
 
-def _shuffled(rng: random.Random, items) -> list:
+def _shuffled(rng: random.Random, items: Iterable) -> list:
     items = list(items)
     rng.shuffle(items)
     return items
@@ -503,8 +509,8 @@ def _parse(caption: str) -> tuple[list[set[str]], str | None]:
     found = _RELATION_PATTERN.search(caption)
     relation = _BASE[found[1]] if found else None
     parts = re.split(_RELATION_PATTERN.pattern if found else " and ", caption)
-    phrases = [[w for w in part.split() if w != "the"] for part in (parts[::2] if found else parts)]
-    phrases = [{_BASE.get(w, w) for w in phrase} for phrase in phrases]
+    described = parts[::2] if found else parts
+    phrases = [{_BASE.get(w, w) for w in part.split() if w != "the"} for part in described]
     known = {*SHAPES, *itertools.chain(*ATTRIBUTES.values())}
     if not all(p and p <= known and len(p & set(SHAPES)) == 1 for p in phrases):
         raise ValueError(
@@ -551,7 +557,7 @@ def _far(a: Thing, b: Thing) -> bool | None:
     return True if gap >= _FAR else False if gap < _FAR / 2 else None
 
 
-_HOLDS = {
+_HOLDS: dict[str, Callable[[Thing, Thing], bool]] = {
     "left of": functools.partial(_towards, -1, 0),
     "right of": functools.partial(_towards, 1, 0),
     "above": functools.partial(_towards, 0, -1),

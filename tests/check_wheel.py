@@ -16,6 +16,9 @@ def folder(module) -> str:
     return str(path)
 
 
+for module in (hard_positive_metric, hard_positives, hard_positives_dataset):
+    assert Path(folder(module), "py.typed").is_file(), f"{module.__name__} without its types"
+
 metric = evaluate.load(folder(hard_positive_metric))
 assert metric.compute(predictions=[[3.0, 2.0, 1.0]])["augmented_accuracy"] == 1.0
 

@@ -1,5 +1,6 @@
 """Everything that documents and docstrings show is executed, from the root of the repository."""
 
+import ast
 import doctest
 import importlib
 import re
@@ -8,6 +9,8 @@ import sys
 
 import pytest
 from conftest import ROOT
+
+import hard_positives
 
 DOCUMENTS = [
     "README.md",
@@ -82,6 +85,18 @@ BELOW = {
     "generation": {"suite"},
     "hub": {"suite", "models", "results"},
 }
+
+
+def test_type_checkers_know_the_public_names_from_where_they_are_loaded():
+    tree = ast.parse((ROOT / "hard_positives" / "__init__.py").read_text(encoding="utf-8"))
+    known = {
+        name.name: node.module.removeprefix("hard_positives.")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("hard_positives.")
+        for name in node.names
+    }
+    assert known == hard_positives._HOMES
+    assert sorted([*known, "__version__"]) == sorted(hard_positives.__all__)
 
 
 @pytest.mark.parametrize("folder", BELOW)

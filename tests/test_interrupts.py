@@ -77,6 +77,7 @@ def evaluate(*options: str) -> list[str]:
 
 @pytest.mark.parametrize("moment", ["imports", "work"])
 @pytest.mark.parametrize("to_the_group", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
 def test_an_interrupt_is_one_sentence_and_exit_code_130(start, moment, to_the_group):
     options = ["--workers", "2"] if moment == "work" else []
     process = start(moment, *evaluate(*options))
@@ -92,6 +93,7 @@ def test_an_interrupt_is_one_sentence_and_exit_code_130(start, moment, to_the_gr
 @pytest.mark.parametrize(
     "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL]
 )
+@pytest.mark.slow
 def test_workers_end_with_the_process_that_started_them(start, number):
     process = start("work", *evaluate("--workers", "2"))
     workers = psutil.Process(process.pid).children(recursive=True)
@@ -104,6 +106,7 @@ def test_workers_end_with_the_process_that_started_them(start, number):
 
 
 @pytest.mark.parametrize("by", ["option", pytest.param("environment", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_traceback_is_shown_below_the_sentence_when_asked(tmp_path, by):
     command = ["compare", *2 * [str(tmp_path / "red\x1b[31m")]]
     plain = CliRunner().invoke(app, command)
@@ -124,6 +127,7 @@ def test_a_traceback_is_shown_below_the_sentence_when_asked(tmp_path, by):
     assert "\x1b" not in full.stderr
 
 
+@pytest.mark.slow
 def test_nothing_that_a_terminal_obeys_is_printed(tmp_path):
     folder = tmp_path / "red\x1b[31m\x9b2J"
     command = [sys.executable, "-m", "hard_positives", "compare", str(folder), str(folder)]

@@ -70,7 +70,7 @@ class Recipe:
     source: str = ""
     differs: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice("hard_negatives", self.hard_negatives, ("batch", "own"))
         check_choice("hard_positive_kind", self.hard_positive_kind, (None, *HARD_POSITIVE_KINDS))
         for name in ("hard_negative_share", "hard_positive_share"):

@@ -20,7 +20,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset, DatasetDict
@@ -134,7 +134,7 @@ def finetune(
         content = check_content(name, rows, image_digests, source.content_sha256.get(name))
         with damage_as_value_error(str(model)):
             processor = _load_processor(model, rows)
-        encoder = load_model(model, processor=processor)
+        encoder = cast(DualEncoder, load_model(model, processor=processor))
         settings = {
             "model": {"id": _name_of(model), **_identity(encoder)},
             "data": {
@@ -315,7 +315,7 @@ def _load_processor(model: str | Path, rows: Dataset) -> ProcessorMixin:
             "trained with other losses."
         )
     processor = AutoProcessor.from_pretrained(source, backend="pil")
-    positions = config.text_config.max_position_embeddings
+    positions = config.get_text_config().max_position_embeddings
     check_lengths(
         rows, copy.deepcopy(processor), min(positions, processor.tokenizer.model_max_length)
     )
@@ -332,7 +332,8 @@ def _index_held_out(
         comparisons = read_comparisons(rows)
         digests = [comparisons.image_digests[place] for place in comparisons.anchors]
         contents[split] = check_content(split, rows, digests, source.content_sha256.get(split))
-        benchmark[split] = comparisons, about_rows(rows, split, digests)["category"]
+        categories = cast(list[str], about_rows(rows, split, digests)["category"])
+        benchmark[split] = comparisons, categories
     return benchmark, contents
 
 

@@ -9,12 +9,19 @@ import os
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.distributed.nn.functional import all_gather
 from torch.utils.data import DataLoader
-from transformers import ProcessorMixin, Trainer, TrainerCallback
+from transformers import (
+    ProcessorMixin,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from hard_positive_metric import compute_metrics
 from hard_positives.finetuning.checkpoints import in_order, seal
@@ -42,7 +49,7 @@ class ContrastiveTrainer(Trainer):
 
     loss_is_scaled_for_ga = False  # the mean of a batch
 
-    def __init__(self, *, recipe: Recipe, processor: ProcessorMixin, **options):
+    def __init__(self, *, recipe: Recipe, processor: ProcessorMixin, **options: Any) -> None:
         # As processing_class, Trainer would overwrite the model's own special tokens.
         super().__init__(data_collator=Collator(processor), **options)
         self.recipe = recipe
@@ -98,7 +105,7 @@ class ContrastiveTrainer(Trainer):
         """Score the model as it is on the held-out splits: fractions by split and figure."""
         encoder = DualEncoder(self.accelerator.unwrap_model(self.model), self.processor)
         metrics = {}
-        for split, (comparisons, categories) in self.eval_dataset.items():
+        for split, (comparisons, categories) in cast(Any, self.eval_dataset).items():
             options = Options(cache=False, progress=False)
             logits = score_comparisons(encoder, comparisons, options)
             figures = compute_metrics(comparisons.listed(logits), groups=categories)["macro"]
@@ -130,12 +137,21 @@ def _gathered(values: torch.Tensor) -> torch.Tensor:
 class TrainingGuard(TrainerCallback):
     """Keeps the scale where CLIP kept it, seals checkpoints, ends a run that has diverged."""
 
-    def on_step_end(self, args, state, control, model=None, **_):
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **_: Any,
+    ) -> None:
         """Clamp the scale."""
         with torch.no_grad():
             model.logit_scale.clamp_(0, _HIGHEST_SCALE)
 
-    def on_save(self, args, state, control, **_):
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """Seal the checkpoint, then remove all but the last two."""
         processes().wait_for_everyone()  # each process has written a file of its own
         if state.is_world_process_zero:
@@ -144,7 +160,14 @@ class TrainingGuard(TrainerCallback):
             for checkpoint in in_order(folder)[:-2]:
                 shutil.rmtree(checkpoint)
 
-    def on_log(self, args, state, control, logs=None, **_):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Any = None,
+        **_: Any,
+    ) -> None:
         """Raise where the loss is no number."""
         if not math.isfinite(logs.get("loss", 0.0)):
             raise ValueError(

@@ -141,7 +141,7 @@ def read_captions(
         )
     if not Path(source).is_file():
         raise FileNotFoundError(f"Expected {source} to be a file, got none. Check the path.")
-    return _collect(str(source), reader(Path(source)), images and Path(images))
+    return _collect(str(source), reader(Path(source)), Path(images) if images else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +169,8 @@ def _read_coco(path: Path) -> Iterator[_Row]:
                 f"{files[str(image['id'])]!r} and {image['file_name']!r}. Repair the file."
             )
     for row in _coco_rows(path, content, "annotations", {"id": (int, str), "image_id": (int, str)}):
-        image = str(row["image_id"])
-        yield _Row(str(row["id"]), row.get("caption"), image, files.get(image, image))
+        image_id = str(row["image_id"])
+        yield _Row(str(row["id"]), row.get("caption"), image_id, files.get(image_id, image_id))
 
 
 def _coco_rows(path: Path, content: dict, name: str, fields: dict[str, tuple]) -> Iterator[dict]:
@@ -334,7 +334,7 @@ def _table(
     for place, row in enumerate(rows):
         first.setdefault(row.image_id, place)
     # COCO lists captions in no order: rows of one image stand together, else in the source's order.
-    lines = range(len(rows))
+    lines = list(range(len(rows)))
     if len(first) > 1:
         lines = sorted(lines, key=lambda place: first[rows[place].image_id])
     columns = {

@@ -10,12 +10,13 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 _TOKEN = re.compile("\\w+(?:['\u2019-]\\w+)*|[^\\w\\s]")
 # HanTa's tags (the British National Corpus' C5 set) -> the Penn tags that lemminflect takes.
 _INFLECTED = {"NN2": "NNS", "VVG": "VBG", "VVD": "VBD", "VVN": "VBN", "VVZ": "VBZ", "VVB": "VBP"}
 DETERMINERS = ("AT0", "DT0", "DPS")
-_NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 _NUMBERS += ("eleven", "twelve", "dozen", "twenty", "thirty", "forty", "fifty", "hundred")
 Span = tuple[int, int]  # tokens, the end exclusive
 
@@ -52,7 +53,7 @@ class Token:
 
 
 @functools.cache
-def _tagger():
+def _tagger() -> Any:
     try:
         import inflect  # noqa: F401
         import lemminflect  # noqa: F401
@@ -197,7 +198,7 @@ def article_for(words: str) -> str:
 
 
 @functools.cache
-def _inflect_engine():
+def _inflect_engine() -> Any:
     import inflect
 
     return inflect.engine()

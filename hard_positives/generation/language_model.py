@@ -119,7 +119,7 @@ class LanguageModel:
     chunk_size = 500
     workers = 1  # one process keeps the server busy: it only waits
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         least = {"temperature": 0, "max_in_flight": 1, "max_tries": 1, "backoff": 0}
         for name, smallest in least.items():
             if not getattr(self, name) >= smallest:

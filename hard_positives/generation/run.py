@@ -82,18 +82,19 @@ class Edit:
 
 
 class Editor(Protocol):
-    """What makes edits.
+    """What makes edits."""
 
-    Attributes:
-        settings: Everything that decides the output besides the captions, for the record; a run is
-            resumed only under equal settings.
-        chunk_size: Captions between two saves.
-        workers: Processes that a run uses where nothing else is asked for.
-    """
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides the output besides the captions; a run resumes only under the same."""
 
-    settings: dict[str, Any]
-    chunk_size: int
-    workers: int
+    @property
+    def chunk_size(self) -> int:
+        """Captions between two saves."""
+
+    @property
+    def workers(self) -> int:
+        """Processes that a run uses where nothing else is asked for."""
 
     def prepare(self) -> None:
         """Load or reach what is needed; raise what is wrong with it before the work begins."""

@@ -14,7 +14,7 @@ import io
 import re
 import textwrap
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, zip_longest
@@ -163,7 +163,7 @@ def publish_dataset(
     folder = Path(folder)
     files = _dataset_files(folder)
     card = _dataset_card((folder / "README.md").read_text(encoding="utf-8"), files, repo_id)
-    additions = {
+    additions: dict[str, bytes | Path] = {
         "README.md": card.encode(),
         _PICTURE: _draw_examples(_examples(files)),
         **{f"data/{file.name}": file for file in files},
@@ -274,11 +274,14 @@ class _Repository:
         return Path(file).read_bytes()
 
     def commit(
-        self, additions: dict[str, bytes | Path], mirrored: str | None = None
+        self, additions: Mapping[str, bytes | Path], mirrored: str | None = None
     ) -> Publication:
         """Add files, and delete those that fit the pattern ``mirrored`` and are not added."""
-        api, place = HfApi(), {"repo_type": self.type, "revision": self.revision}
-        operations = [CommitOperationAdd(path, content) for path, content in additions.items()]
+        api = HfApi()
+        place: dict[str, Any] = {"repo_type": self.type, "revision": self.revision}
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(path, content) for path, content in additions.items()
+        ]
         if mirrored is not None:
             operations += [
                 CommitOperationDelete(path, is_folder=False)
@@ -303,8 +306,13 @@ def _open(
     """Find, or make, what a commit goes to: the main branch or our open pull request."""
     api = HfApi()
     if repo_type != "model" and not create_pr:
-        sdk = {"space_sdk": "gradio"} if repo_type == "space" else {}
-        api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True, **sdk)
+        api.create_repo(
+            repo_id,
+            repo_type=repo_type,
+            private=private or None,
+            exist_ok=True,
+            space_sdk="gradio" if repo_type == "space" else None,
+        )
     info = api.repo_info(repo_id, repo_type=repo_type)
     if private and not info.private:
         raise ValueError(
@@ -339,7 +347,7 @@ def _hub_errors(repo_id: str) -> Iterator[None]:
     try:
         yield
     except (HTTPError, OSError, RuntimeError) as error:
-        cause = error
+        cause: BaseException | None = error
         while not isinstance(cause, (HTTPError, OfflineModeIsEnabled, LocalTokenNotFoundError)):
             if cause is None:
                 raise
@@ -494,11 +502,11 @@ def _draw_examples(rows: Sequence[dict[str, Any]]) -> bytes:
     width, height, gap = 240, 180, 20
     font = ImageFont.load_default(15)
     canvas = Image.new("RGB", (gap + len(rows) * (width + gap), height + 400), "white")
-    draw, bottom = ImageDraw.Draw(canvas), 0
+    draw, bottom = ImageDraw.Draw(canvas), 0.0
     for place, row in enumerate(rows):
-        left, top = gap + place * (width + gap), gap
+        left, top = gap + place * (width + gap), float(gap)
         image = open_image_bytes(row["image"]["bytes"]).convert("RGB")
-        canvas.paste(ImageOps.pad(image, (width, height), color="white"), (left, top))
+        canvas.paste(ImageOps.pad(image, (width, height), color="white"), (left, gap))
         top += height + 12
         for column, colour in zip(CAPTION_COLUMNS, ("black", "#18703a", "#b3261e"), strict=True):
             text = "\n".join(textwrap.wrap(row[column], 32, max_lines=3)) or "(empty)"
@@ -537,7 +545,8 @@ def _check_signature(signature: dict[str, Any], repo_id: str) -> None:
 def _check_rows(result: EvaluationResult) -> None:
     """Refuse a signature that says of the rows what they are not."""
     facts = facts_of(result.scores)
-    expected = {("dataset", key): value for key, value in facts.pop("dataset").items()}
+    of_dataset = facts.pop("dataset").items()
+    expected: dict[tuple[str, ...], Any] = {("dataset", key): value for key, value in of_dataset}
     expected |= {(key,): value for key, value in facts.items()}
     wrong = [
         ".".join(keys) for keys in expected if _look_up(result.signature, keys) != expected[keys]

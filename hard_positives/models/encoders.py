@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from PIL import Image
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import ProcessorMixin
 
 from hard_positives.models.identity import Identity, identify, identify_outside
 from hard_positives.models.inference import halving, inference, on_device
@@ -34,12 +34,12 @@ class DualEncoder:
     """A model with an image tower and a text tower, on its device, and its processor.
 
     Attributes:
-        model: Left as it is, but for the mode while it scores.
+        model: A `PreTrainedModel`, left as it is, but for the mode while it scores.
         processor: With `image_processor` and `tokenizer`.
         preprocessing: What prepares images, see `preprocessing.choose_image_processor`.
     """
 
-    model: PreTrainedModel
+    model: Any  # a type checker knows no methods of a PreTrainedModel
     processor: ProcessorMixin
     preprocessing: str = "transformers"
 

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import takewhile
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -61,8 +61,9 @@ class Asking:
         """Write the conversation up to the place of the answer."""
         text = self.question.replace("{}", caption)
         content = [{"type": "image"}, {"type": "text", "text": text}]
+        messages: list[Any] = [{"role": "user", "content": content}]
         return self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            messages, add_generation_prompt=True, tokenize=False
         )
 
     def __call__(self, images: list[Image.Image]) -> list[Asked]:
@@ -96,7 +97,7 @@ class YesNoModel:
     _uses_prefix: list[bool] = field(default_factory=list, repr=False)
     images_per_batch: ClassVar[int] = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.question.count("{}") != 1:
             raise ValueError(
                 "Expected the question to have one {} in the place of the caption, got "

@@ -222,7 +222,8 @@ def _hooks(model: torch.nn.Module) -> Iterator[str]:
 
 def unknown_code(part: Any) -> Iterator[str]:
     """Name the code of an object that no version of a known package names."""
-    of_class = _unknown_code_of_class(type(part))
+    kind: Any = type(part)  # of which a type checker doubts that it can be hashed
+    of_class = _unknown_code_of_class(kind)
     if of_class:
         yield of_class
     yield from _replaced_methods(part)
@@ -297,7 +298,7 @@ class _UndescribableError(TypeError):
     pass
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any) -> Any:  # noqa: C901, PLR0911 a case for each kind
     """Turn a value into what JSON can hold, the same in every process."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -321,7 +322,8 @@ def _plain(value: Any) -> Any:
         return _class_name(value)
     if hasattr(value, "serialized_model_proto"):  # SentencePiece
         return hashlib.sha256(value.serialized_model_proto()).hexdigest()
-    if not isinstance(value, torch.nn.Module) and not _unknown_code_of_class(type(value)):
+    kind: Any = type(value)
+    if not isinstance(value, torch.nn.Module) and not _unknown_code_of_class(kind):
         return [_class_name(type(value)), _plain(_state(value))]
     raise _UndescribableError(f"{type(value).__module__}.{type(value).__qualname__}")
 
@@ -351,7 +353,7 @@ def _hash(plain: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def _weights_hash(model: PreTrainedModel) -> str | None:
+def _weights_hash(model: torch.nn.Module) -> str | None:
     """Hash all tensors, also buffers that `state_dict` leaves out; None if one is no plain one."""
     tensors = {**model.state_dict(), **dict(model.named_buffers())}
     if not all(map(_is_plain_tensor, tensors.values())):
@@ -375,7 +377,7 @@ def _is_plain_tensor(values: Any) -> bool:
 
 def _tensor_hash(name: str, values: torch.Tensor) -> bytes:
     digest = hashlib.sha256(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-    digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.digest()
 
 
@@ -383,8 +385,9 @@ def _active_adapters(model: PreTrainedModel) -> list[str]:
     """The adapters that are switched on, as PEFT's layers have it."""
     names: dict[str, None] = {}
     for module in model.modules():
-        if hasattr(module, "active_adapters") and not getattr(module, "disable_adapters", True):
-            names |= dict.fromkeys(module.active_adapters)
+        active: Any = getattr(module, "active_adapters", [])
+        if not getattr(module, "disable_adapters", True):
+            names |= dict.fromkeys(active)
     return list(names)
 
 

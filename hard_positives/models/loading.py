@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -80,11 +80,18 @@ def load_model(
     target = _chosen_device(device)
     if isinstance(model, (str, Path)):
         with damage_as_value_error(str(model)):
-            model, processor = _load_pretrained(model, processor, revision, target, dtype)
+            loaded, processor = _load_pretrained(model, processor, revision, target, dtype)
     else:
-        _kind_of(type(model), model.config)
-        model = _on_target(model, target, _chosen_dtype(dtype, target))
+        _kind_of(type(model), getattr(model, "config", None))
+        loaded = _on_target(cast(PreTrainedModel, model), target, _chosen_dtype(dtype, target))
     _check_processor(processor)
+    return _by_kind(loaded, processor, preprocessing, question)
+
+
+def _by_kind(
+    model: PreTrainedModel, processor: ProcessorMixin, preprocessing: str, question: str | None
+) -> DualEncoder | PairModel | YesNoModel:
+    """Wrap a loaded model as what it is, or refuse settings that it would not heed."""
     kind = _kind_of(type(model), model.config)
     if kind is YesNoModel and preprocessing == "transformers":
         return YesNoModel(model, processor, QUESTION if question is None else question)
@@ -140,7 +147,8 @@ def _on_target(model: PreTrainedModel, device: torch.device, dtype: torch.dtype)
     floating = {value.dtype for value in values if value.is_floating_point()}
     if {value.device for value in values} == {device} and floating <= {dtype}:
         return model
-    return copy.deepcopy(model).to(device, dtype)
+    copied: Any = copy.deepcopy(model)
+    return copied.to(device, dtype)
 
 
 @contextmanager
@@ -188,7 +196,7 @@ def _load_pretrained(
     return loaded.to(device, _chosen_dtype(dtype, device)), processor
 
 
-def _model_class(config: PreTrainedConfig) -> type:
+def _model_class(config: PreTrainedConfig) -> Any:
     """Return the class for scoring: that of a matching head where the checkpoint has one."""
     named = getattr(transformers, (config.architectures or [""])[0], None)
     if named is not None and issubclass(named, PAIR_MODELS):
@@ -200,13 +208,12 @@ def _model_class(config: PreTrainedConfig) -> type:
 
 
 def _kind_of(
-    model_class: type, config: PreTrainedConfig
+    model_class: type, config: PreTrainedConfig | None
 ) -> type[DualEncoder] | type[PairModel] | type[YesNoModel]:
     if issubclass(model_class, PAIR_MODELS):
         return PairModel
-    if model_class.__name__ == GENERATIVE.get(config.model_type) and not hasattr(
-        model_class, "get_text_features"
-    ):
+    is_generative = config and model_class.__name__ == GENERATIVE.get(config.model_type)
+    if is_generative and not hasattr(model_class, "get_text_features"):
         return YesNoModel
     if hasattr(model_class, "get_image_features") and hasattr(model_class, "get_text_features"):
         return DualEncoder
@@ -239,10 +246,9 @@ def _check_processor(processor: Any) -> None:
 def _chosen_device(device: str | None) -> torch.device:
     if device is None and "WORLD_SIZE" in os.environ:  # accelerate launch, torchrun
         return processes().device
-    if device is None:
-        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    chosen = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
-        return torch.empty(0, device=device).device
+        return torch.empty(0, device=chosen).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"Expected device to be one that this machine has, got {device!r} ({error}). "

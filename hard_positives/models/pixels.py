@@ -20,8 +20,8 @@ from hard_positives.models.identity import code_key, unknown_code
 
 try:
     from transformers.image_processing_backends import PilBackend
-except ImportError:  # the first releases of transformers 5
-    PilBackend = None
+except ImportError:
+    PilBackend = None  # type: ignore[assignment, misc]  # the first releases of transformers 5
 
 CHECKED = 8  # images of the run itself, for which the two halves must give the whole
 _STEPS = ("preprocess", "process_image", "_preprocess", "resize", "center_crop")

@@ -40,12 +40,9 @@ def choose_image_processor(image_processor: Any, preprocessing: str) -> Any:
             "Expected an image processor of CLIP's kind for preprocessing 'openai', got "
             f"{problem}. Use preprocessing 'transformers'."
         )
-    return OpenAIPreprocessing(
-        image_processor.size["shortest_edge"],
-        image_processor.crop_size["height"],
-        tuple(map(float, image_processor.image_mean)),
-        tuple(map(float, image_processor.image_std)),
-    )
+    size, crop = image_processor.size["shortest_edge"], image_processor.crop_size["height"]
+    mean, std = image_processor.image_mean, image_processor.image_std
+    return OpenAIPreprocessing(size, crop, tuple(map(float, mean)), tuple(map(float, std)))
 
 
 def _unlike_clip(image_processor: Any) -> str:
@@ -88,8 +85,8 @@ class OpenAIPreprocessing:
 
     size: int
     crop_size: int
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
 
     def __call__(
         self,

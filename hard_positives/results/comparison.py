@@ -163,8 +163,11 @@ def _compare_rows(
     for group, member, weights in parts:
         taken = [outcome.take(member) for outcome in outcomes]
         for figure in COMPARED if has_hard_positives[member].any() else COMPARED[:1]:
-            values = [getattr(outcome, FIGURES[figure].field) for outcome in taken]
-            estimate = _paired_estimate(*values, figure, weights[member], clusters[member])
+            field = FIGURES[figure].field
+            values = [getattr(outcome, field) for outcome in taken]
+            estimate = _paired_estimate(
+                values[0], values[1], figure, weights[member], clusters[member]
+            )
             yield PairedDifference(view, split, group, figure, **estimate)
         if sets is not None:
             first_right, second_right = (set_outcomes(outcome, sets[member]) for outcome in taken)

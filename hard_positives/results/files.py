@@ -114,16 +114,13 @@ def write_result(
     buffer = io.BytesIO()
     pq.write_table(scores, buffer, compression="zstd")
     content = buffer.getvalue()
-    record = {
-        "signature": signature,
-        "scores_sha256": hashlib.sha256(content).hexdigest(),
-        "metrics": metrics,
-    }
+    scores_sha256 = hashlib.sha256(content).hexdigest()
+    record = {"signature": signature, "scores_sha256": scores_sha256, "metrics": metrics}
     text = _sealed(record)
     with full_disk_explained(folder), lock_for(folder / RESULTS_FILE, wait=_PATIENCE):
         try:
             _settle(folder)
-            with write_whole(folder / _waiting_name(record["scores_sha256"])) as partial:
+            with write_whole(folder / _waiting_name(scores_sha256)) as partial:
                 partial.write_bytes(content)
             with write_whole(folder / RESULTS_FILE) as partial:
                 partial.write_text(text, encoding="utf-8")

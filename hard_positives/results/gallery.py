@@ -210,7 +210,7 @@ def _kinds(labels: Sequence[bool], original: str) -> list[str]:
 class _Pictures:
     """The pictures of a split, which may be another revision of it than was scored."""
 
-    def __init__(self, rows: Dataset, columns: Columns, scores: pa.Table):
+    def __init__(self, rows: Dataset, columns: Columns, scores: pa.Table) -> None:
         self._rows, self._crop = rows, columns.crop
         # Of a set, all comparisons are of one row.
         names = pc.coalesce(scores["set"], scores["id"]).to_pylist()

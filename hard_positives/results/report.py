@@ -671,7 +671,7 @@ def _margins(model: _Model, split: str) -> Iterator[_Margins]:
     limit = float(np.quantile(np.abs(margins), 0.99)) or 1.0
     bins = BINS if len(margins) >= FULL_SIZE else BINS // 2
     edges = np.linspace(-limit, limit, bins + 1)
-    counts, _, _ = np.histogram2d(*margins.T, bins=(edges, edges))
+    counts, _, _ = np.histogram2d(margins[:, 0], margins[:, 1], bins=[edges, edges])
     found = row_outcomes(values_of(chosen, "logits"), values_of(chosen, "labels")).outcome
     shares = {outcome: float((found == outcome).mean()) for outcome in OUTCOMES}
     figures = model.result.metrics["as_published"][split]

@@ -80,6 +80,9 @@ def score(
             `"openai"` as the published code did, for models with CLIP's image processor (see
             `hard_positives.models.preprocessing`). The two differ by one pixel in a quarter of all
             image sizes.
+        question: What a generative model of images and text is asked about each pair, with `{}` in
+            the place of the caption; that of VQAScore if left out. The logit is
+            ``log P(Yes) - log P(No)`` of the next token.
         batch_size: Images per batch, and for each of them 200 tokens of captions (100 on a CPU), or
             all its pairs; chosen for the device if left out, halved when memory runs out.
         num_workers: Processes that decode images; chosen if left out.

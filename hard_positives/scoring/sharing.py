@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ def _warn(sentence: str) -> None:
 class Cache:
     """A cache that the run can do without: where it fails, one warning, and on."""
 
-    def __init__(self, cache: EmbeddingCache | None):
+    def __init__(self, cache: EmbeddingCache | None) -> None:
         self.cache = cache
         self.has_grown = False
 
@@ -83,7 +84,7 @@ class Cache:
 
         self._try(write)
 
-    def _try(self, use: Callable):
+    def _try(self, use: Callable) -> Any:
         if self.cache is None:
             return None
         try:

@@ -142,7 +142,7 @@ def contrastive_loss(
     padding changes nothing.
     """
     batch, count, _ = captions.shape
-    length = int((captions != model.config.text_config.pad_token_id).sum(-1).max())
+    length = int(captions.ne(model.config.get_text_config().pad_token_id).sum(-1).max())
     output = model(pixel_values=images, input_ids=captions[..., :length].flatten(0, 1))
     texts = output.text_embeds.view(batch, count, -1)
     # (C, B, B): every caption of a scene against the captions in the same place of the others

@@ -72,7 +72,7 @@ class Columns:
     cluster: str | None = None
     crop: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (self.positives or self.negatives or self.candidates or self.pairs):
             if self.caption is not None or self.label is not None:
                 raise ValueError(
@@ -331,7 +331,7 @@ def holds_images(rows: Dataset, name: str) -> bool:
 class _Reader:
     """Collects distinct pictures and captions, and the comparisons that are made of them."""
 
-    def __init__(self, rows: Dataset, columns: Columns):
+    def __init__(self, rows: Dataset, columns: Columns) -> None:
         self.rows, self.columns = rows, columns
         self.pictures = Pictures([], [], [], [])
         self.places_of_pictures: dict[tuple, int] = {}

@@ -67,7 +67,7 @@ def about_rows(
         TypeError: A column is of a wrong type.
         ValueError: A column has nulls, or two rows share an `id`. All errors name the column.
     """
-    about = {
+    about: dict[str, Any] = {
         "id": [f"{split}-{place:05d}" for place in range(len(rows))],
         "category": [split] * len(rows),
         "substitution": [""] * len(rows),

@@ -265,7 +265,8 @@ def _with_column_inside(
     paths = [path for chunk in chunks for path in _paths_of_files(chunk)]
     if not any(path is not None for path in paths):
         return rows
-    resolved, problems = {None: None}, {}
+    resolved: dict[str | None, str | None] = {None: None}
+    problems: dict[str | None, str] = {}
     for path in set(paths) - {None}:
         try:
             resolved[path] = _inside(path, folder, roots)

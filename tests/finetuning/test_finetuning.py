@@ -913,6 +913,7 @@ def test_an_image_that_cannot_be_read_is_named_also_where_workers_decode(
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting needs root")
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_the_run_resumes_when_there_is_room(
     whole, tiny_clip, training_folder, tmp_path
 ):

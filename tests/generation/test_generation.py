@@ -671,6 +671,7 @@ generate(source, sys.argv[1], Killed(), workers=1, progress=False)
 @pytest.mark.parametrize(
     "last_task", [str(TASKS[0]), pytest.param(str(TASKS[3]), marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was_with_no_row_lost_or_twice(tmp_path, last_task):
     def run(task: str) -> int:
         arguments = [str(tmp_path / "train"), str(tmp_path / "log"), task]

@@ -204,6 +204,7 @@ def results(stand_in, client, published, model_files, tmp_path_factory) -> Path:
 # The dataset
 
 
+@pytest.mark.slow
 def test_the_published_dataset_loads_by_its_id_with_nothing_of_ours(
     stand_in, published, built, tmp_path
 ):
@@ -434,6 +435,7 @@ def test_a_folder_that_was_not_built_is_refused(tmp_path):
 # The metric
 
 
+@pytest.mark.slow
 def test_the_published_metric_loads_by_its_id_with_nothing_of_ours(stand_in, client, tmp_path):
     assert client("publish", "metric", METRIC).code == 0
     space = stand_in.repositories["spaces", METRIC]

@@ -51,6 +51,7 @@ def test_no_change_is_served_from_the_cache_of_before(name):
     assert moved > 1e-7  # else the change is none
 
 
+@pytest.mark.slow
 def test_the_same_model_has_the_same_identity_in_another_process(tiny_clip, model, processor):
     program = f"""
 from hard_positives.models.loading import load_model

@@ -805,6 +805,7 @@ report.write_report([EvaluationResult.load(sys.argv[1])], sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_report_leaves_the_earlier_page_and_the_next_removes_what_is_left(
     results, tmp_path
 ):

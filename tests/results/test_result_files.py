@@ -113,6 +113,7 @@ def saved(tmp_path):
     return results, [result.save(tmp_path / result.signature["model"]["id"]) for result in results]
 
 
+@pytest.mark.slow
 def test_a_save_killed_at_any_moment_leaves_the_older_result_or_the_new_one(saved, tmp_path):
     results, folders = saved
     done = start(KILLED, tmp_path / "work", *folders)

@@ -82,6 +82,7 @@ def test_the_summary_has_a_line_for_each_model_under_each_dataset(sources, tmp_p
     assert names == ["first test", *models, "second test", *models]
 
 
+@pytest.mark.slow
 def test_the_command_line_scores_all_and_reports_a_page_per_dataset(sources, tmp_path):
     def run(*arguments) -> str:
         command = [sys.executable, "-m", "hard_positives", *map(str, arguments)]
