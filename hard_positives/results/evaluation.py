@@ -3,7 +3,7 @@
     dataset --comparisons, score--> logits --compute_metrics--> numbers, beside the signature that
     repeats them
 
-Nothing here prints; `report` renders a result.
+Nothing here prints: see `tables` and `pages`.
 """
 
 import json
