@@ -24,13 +24,9 @@ if TYPE_CHECKING:  # for editors and type checkers; what runs is the table below
     from hard_positives.models.protocols import Embedder, PairScorer
     from hard_positives.results.comparison import compare
     from hard_positives.results.evaluation import EvaluationResult, evaluate
-    from hard_positives.results.report import (
-        render_comparison,
-        render_summary,
-        render_table,
-        write_report,
-    )
+    from hard_positives.results.pages import write_report
     from hard_positives.results.several import evaluate_all
+    from hard_positives.results.tables import render_comparison, render_summary, render_table
     from hard_positives.scoring.score import score
     from hard_positives.suite.comparisons import Columns
 
@@ -45,10 +41,10 @@ _HOMES = {
     "EvaluationResult": "results.evaluation",
     "evaluate_all": "results.several",
     "compare": "results.comparison",
-    "render_comparison": "results.report",
-    "render_summary": "results.report",
-    "render_table": "results.report",
-    "write_report": "results.report",
+    "render_comparison": "results.tables",
+    "render_summary": "results.tables",
+    "render_table": "results.tables",
+    "write_report": "results.pages",
     "read_captions": "generation.captions",
     "generate": "generation.run",
     "Rules": "generation.rules",

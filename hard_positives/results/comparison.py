@@ -2,7 +2,7 @@
 
 Each row is scored by both models, so what counts is the difference within a row. That is far more
 exact than laying the two intervals of ``EvaluationResult.metrics`` beside each other. Nothing here
-prints; ``report`` renders a comparison.
+prints; ``tables`` renders a comparison.
 """
 
 from collections.abc import Iterator, Sequence

@@ -3,7 +3,7 @@
     dataset --comparisons, score--> logits --compute_metrics--> numbers, beside the signature that
     repeats them
 
-Nothing here prints; `report` renders a result.
+Nothing here prints: see `tables` and `pages`.
 """
 
 import hashlib
@@ -367,10 +367,13 @@ def given_columns(columns: Columns) -> dict[str, Any]:
     """Tell what of the columns is not as in the benchmark; empty for its own."""
     default = Columns()
     values = {part.name: getattr(columns, part.name) for part in fields(columns)}
+    given = {name for name, value in values.items() if value != getattr(default, name)}
+    if given & {"positives", "negatives"}:
+        given |= {"positives", "negatives"}  # one alone makes no `Columns`
     return {
         name: json.loads(json.dumps(value))  # tuples as lists, as they are read again
         for name, value in values.items()
-        if value != getattr(default, name)
+        if name in given
     }
 
 

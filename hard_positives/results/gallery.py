@@ -1,6 +1,6 @@
 """Rows worth looking at: which of many thousand to show, with their pictures made small.
 
-Chooses and shrinks only; `report` puts the rows on a page. Captions and logits are those of the
+Chooses and shrinks only; `pages` shows them. Captions and logits are those of the
 result; a dataset gives pictures only, and only those whose bytes were scored.
 """
 

@@ -9,7 +9,8 @@ from transformers import AutoProcessor, CLIPModel
 
 from hard_positive_metric import compute_metrics
 from hard_positives import EvaluationResult, evaluate, render_table, score
-from hard_positives.suite.comparisons import CAPTION_COLUMNS
+from hard_positives.results.evaluation import given_columns
+from hard_positives.suite.comparisons import CAPTION_COLUMNS, Columns
 
 
 @pytest.fixture(scope="module")
@@ -233,3 +234,17 @@ def test_no_folder_of_this_machine_stands_in_a_result(tiny_clip, benchmark, tmp_
         assert not [part for part in (str(tmp_path), str(tiny_clip.parent)) if part in text]
     monkeypatch.chdir(tmp_path)  # as typed
     assert evaluate(tiny_clip, "ann/data").signature["dataset"]["id"] == "ann/data"
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        Columns(),
+        Columns(positives="caption", negatives="hard_negative"),
+        Columns(positives=("caption", "hard_positive"), negatives="false"),
+        Columns(candidates="texts", label="right", category="kind"),
+        Columns(pairs=[("image_0", "caption_0"), ("image_1", "caption_1")]),
+    ],
+)
+def test_the_columns_of_a_signature_are_columns_again(columns):
+    assert Columns(**given_columns(columns)) == columns

@@ -25,7 +25,7 @@ from hard_positives import EvaluationResult, evaluate, render_comparison, render
 from hard_positives.names import printable
 from hard_positives.results.evaluation import SCORES_SCHEMA
 from hard_positives.results.gallery import GALLERY_BYTES, GALLERY_ROWS, choose_examples
-from hard_positives.results.report import command_of
+from hard_positives.results.runs import command_of
 from hard_positives.suite import published
 from hard_positives.suite.comparisons import CAPTION_COLUMNS
 from hard_positives_dataset import build_parquet
@@ -517,6 +517,16 @@ def test_outcomes_are_counted_and_add_up(results, page):
         assert sum(counts) == 80
 
 
+def test_splits_with_a_category_of_one_name_keep_their_own_counts(world, tmp_path):
+    both = {split: rows for split, rows in world[1].items()}
+    both["replace"] = both["replace"].map(lambda row: {"category": "swap"})
+    page = write_report([make_result(both, "base")], tmp_path, dataset=world[1])
+    markdown = page.with_name("report.md").read_text(encoding="utf-8")
+    table = lines_of_table(markdown, "What happened in each row")[1:]
+    counts = [[int(cell.split(" ")[0]) for cell in row[2:]] for row in table]
+    assert list(map(sum, counts)) == [160, 80]
+
+
 def test_each_run_has_a_command_that_repeats_it(results, page):
     markdown = page.with_name("report.md").read_text(encoding="utf-8")
     commands = re.findall(r"^hard-positives evaluate .*$", markdown, flags=re.M)
@@ -793,7 +803,7 @@ REPORT = """
 import sys
 from pathlib import Path
 from hard_positives import EvaluationResult
-from hard_positives.results import report
+from hard_positives.results import pages
 write_text = Path.write_text
 def stopping(path, text, **options):
     write_text(path, text, **options)
@@ -801,7 +811,7 @@ def stopping(path, text, **options):
         print("written", flush=True)
         sys.stdin.read()
 Path.write_text = stopping
-report.write_report([EvaluationResult.load(sys.argv[1])], sys.argv[2])
+pages.write_report([EvaluationResult.load(sys.argv[1])], sys.argv[2])
 """
 
 

@@ -1,0 +1,135 @@
+"""Figures as people read them: their titles, labels, percent and intervals, in tables and on pages.
+
+Percent appear here and in what uses this only; everywhere else a figure is a fraction.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from hard_positive_metric import FIGURES
+from hard_positives.names import public_name
+from hard_positives.results.evaluation import EvaluationResult, num_positives
+
+TITLES = {
+    "original_accuracy": "original",
+    "augmented_accuracy": "augmented",
+    "brittleness": "brittleness",
+    "drop": "drop",
+    "set_accuracy": "sets",
+    "tie_rate": "ties",
+}
+VIEW_TITLES = {"as_published": "as published", "clean": "clean"}
+DASH = "\u2013"  # of a range, and where there is no interval
+NO_INTERVAL = f"{DASH}: too few images for an interval."
+# By what the signature calls `processor.preprocessing`.
+PREPARATIONS = {
+    "transformers": "Images prepared as transformers does.",
+    "openai": "Images prepared as the published code does (OpenAI's transform).",
+}
+
+
+def name_of(result: EvaluationResult) -> str:
+    """The model's Hub id, or the last part of its folder's path."""
+    return public_name(result.signature["model"]["id"])
+
+
+def preprocessing_of(result: EvaluationResult) -> str | None:
+    """How images were prepared, by the signature's word for it."""
+    return (result.signature.get("processor") or {}).get("preprocessing")
+
+
+def preparation_of(result: EvaluationResult) -> str:
+    """How images were prepared, in a sentence; empty where the signature does not say."""
+    return PREPARATIONS.get(preprocessing_of(result), "")
+
+
+def shown_figures(result: EvaluationResult) -> list[str]:
+    """The figures that some row has; augmented accuracy only where it can differ."""
+    found = set().union(*all_rows(result))
+    if "brittleness" not in found:
+        found.discard("augmented_accuracy")
+    return [figure for figure in TITLES if figure in found]
+
+
+def distinct_views(result: EvaluationResult) -> list[str]:
+    """The views that have rows; one where no row has a flaw."""
+    metrics = result.metrics
+    if metrics["clean"] == metrics["as_published"]:
+        return ["as_published"]
+    return [view for view in VIEW_TITLES if metrics[view]]
+
+
+def all_rows(result: EvaluationResult) -> Iterator[dict[str, Any]]:
+    """Yield the figures of every line of a result's table."""
+    for view in result.metrics.values():
+        for split, figures in view.items():
+            yield from (row for _, row in labelled_rows(split, figures))
+
+
+def labelled_rows(split: str, figures: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the figures of a split's categories, means and directions with their labels."""
+    yield from figures["groups"].items()
+    if len(figures["groups"]) > 1:
+        yield mean_label(split, "macro"), figures["macro"]
+        yield mean_label(split, "micro"), figures
+    for direction, of_direction in figures.get("directions", {}).items():
+        yield mean_label(split, direction), of_direction
+
+
+def mean_label(split: str, mean: str) -> str:
+    """Name a mean over a split, such as "REPLACE macro" or "TEST image to text"."""
+    return f"{split.upper()} {mean.replace('_', ' ')}"
+
+
+def chance_lines(result: EvaluationResult) -> list[tuple[str, dict[str, float]]]:
+    """What scores in random order would reach, by figure: of all rows, or of each split."""
+    by_split = {
+        split: _chance_of(result.scores.filter(pa.array(rows)))
+        for view, split, rows in result.parts()
+        if view == "as_published"
+    }
+    first, *others = by_split.values()
+    if all(chance == first for chance in others):
+        return [("chance", first)]
+    return [(f"{split.upper()} chance", chance) for split, chance in by_split.items()]
+
+
+def _chance_of(scores: pa.Table) -> dict[str, float]:
+    """The mean over rows of what their numbers of positives and negatives give at random."""
+    positives = num_positives(scores)
+    sizes = scores["labels"].combine_chunks().value_lengths().to_numpy()
+    kinds, counts = np.unique(np.stack([positives, sizes - positives]), axis=1, return_counts=True)
+    return {
+        name: float(np.average([figure.chance(p, n) for p, n in kinds.T.tolist()], weights=counts))
+        for name, figure in FIGURES.items()
+        if figure.chance is not None
+    }
+
+
+def no_interval(rows: Iterable[dict[str, Any]]) -> str:
+    """What the dashes in the place of intervals mean; empty where there are none."""
+    missing = any(row[f"{name}_ci_low"] is None for row in rows for name in TITLES if name in row)
+    return NO_INTERVAL if missing else ""
+
+
+def percent(fraction: float) -> str:
+    """A fraction in percent, with one digit after the point."""
+    return f"{100 * fraction:.1f}"
+
+
+def interval(figures: dict[str, Any], name: str) -> str:
+    """The ends of a figure's 95 % interval, in percent."""
+    low, high = figures[f"{name}_ci_low"], figures[f"{name}_ci_high"]
+    return DASH if low is None else f"{percent(low)}{DASH}{percent(high)}"
+
+
+def half_interval(figures: dict[str, Any], name: str) -> str:
+    """Half of the width of a figure's 95 % interval, in percent."""
+    low, high = figures[f"{name}_ci_low"], figures[f"{name}_ci_high"]
+    if low is None:
+        return DASH
+    half = percent((high - low) / 2)
+    return half if len(half) < 4 else f"{float(half):.0f}"  # so that 80 columns suffice
