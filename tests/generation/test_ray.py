@@ -84,15 +84,15 @@ def cluster(monkeypatch):
 
 
 @pytest.fixture
-def expected(tmp_path, monkeypatch) -> bytes:
+def expected(tmp_path, monkeypatch) -> dict[str, bytes]:
     """What this process makes of the rows."""
     monkeypatch.setattr("hard_positives.generation.run.BATCH_SIZE", 3)
-    return rows_of(generate(source(), tmp_path / "here", Rules(), workers=1, progress=False))
+    return files_of(generate(source(), tmp_path / "here", Rules(), workers=1, progress=False))
 
 
-def rows_of(folder: Path) -> bytes:
-    [path] = folder.glob("data/*.parquet")
-    return path.read_bytes()
+def files_of(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def test_two_nodes_share_the_work_and_make_the_same_files(cluster, expected, tmp_path):
@@ -104,7 +104,7 @@ def test_two_nodes_share_the_work_and_make_the_same_files(cluster, expected, tmp
     assert len(logs) == 2
     every_task = {f"{task}/{text}": 1 for task in TASKS for text in CAPTIONS}
     assert Counter(chain(*logs.values())) == every_task
-    assert rows_of(there) == expected
+    assert files_of(there) == expected
 
 
 def test_what_a_node_leaves_undone_when_it_dies_is_done_by_the_other(cluster, expected, tmp_path):
@@ -132,4 +132,4 @@ def test_what_a_node_leaves_undone_when_it_dies_is_done_by_the_other(cluster, ex
     every_task = {f"{task}/{text}" for task in TASKS for text in CAPTIONS}
     assert set(logs[other.node_id]) & set(logs[survivor])  # done again
     assert set(logs[survivor]) == every_task
-    assert rows_of(tmp_path / "there") == expected
+    assert files_of(tmp_path / "there") == expected
