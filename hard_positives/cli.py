@@ -358,36 +358,26 @@ def _show_all(results: list["EvaluationResult"], *, as_json: bool) -> None:
 def report(
     results: Annotated[
         list[Path],
-        typer.Argument(help="Folders from `hard-positives evaluate --output`; a page per dataset."),
+        typer.Argument(help="Folders from `hard-positives evaluate --output`, of any datasets."),
     ],
     output: Annotated[Path, typer.Option(help="Folder for index.html and report.md.")],
     dataset: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="What was scored, for its pictures and captions. If left out, the dataset that "
-            "the results name."
+            help="What was scored, for its pictures; repeat for more. If left out, the datasets "
+            "that the results name."
         ),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Write results as one web page that needs no network, and as Markdown."""
     from hard_positives import EvaluationResult, write_report
-    from hard_positives.names import public_name
     from hard_positives.results.several import find_results
 
-    by_rows: dict[str, list[EvaluationResult]] = {}
-    for folder in (found for given in results for found in find_results(given)):
-        result = EvaluationResult.load(folder)
-        by_rows.setdefault(result.signature["dataset"]["content_sha256"], []).append(result)
-    if len(by_rows) < 2 or len(results) > 1:
-        folders = [(output, [result for of_rows in by_rows.values() for result in of_rows])]
-    else:  # what evaluate left for several datasets
-        named = ((public_name(of[0].signature["dataset"]["id"]), of) for of in by_rows.values())
-        folders = [(output / name.replace("/", "--"), of) for name, of in named]
-    for folder, loaded in folders:
-        page = write_report(loaded, folder, dataset=dataset)
-        if not quiet:
-            typer.echo(f"Wrote {page} and report.md beside it.")
+    folders = [found for given in results for found in find_results(given)]
+    page = write_report(list(map(EvaluationResult.load, folders)), output, dataset=dataset)
+    if not quiet:
+        typer.echo(f"Wrote {page} and report.md beside it.")
 
 
 @app.command()
