@@ -34,9 +34,9 @@ _HOMES = {
     "contrastive_loss": "finetuning.loss",
     "Recipe": "finetuning.recipes",
     "RECIPES": "finetuning.recipes",
-    "publish_dataset": "hub.publishing",
-    "publish_metric": "hub.publishing",
-    "publish_results": "hub.publishing",
+    "publish_dataset": "hub.dataset",
+    "publish_metric": "hub.metric",
+    "publish_results": "hub.results",
 }
 __all__ = [
     "RECIPES",

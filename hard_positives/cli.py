@@ -17,7 +17,7 @@ from hard_positives import interrupts
 
 if TYPE_CHECKING:
     from hard_positives import EvaluationResult
-    from hard_positives.hub.publishing import Publication
+    from hard_positives.hub.repository import Publication
 
 app = typer.Typer(
     name="hard-positives",
@@ -602,7 +602,7 @@ def publish_dataset(
     ] = None,
 ) -> None:
     """Publish a built folder with a complete card and a picture of examples."""
-    from hard_positives.hub import publishing as hub
+    from hard_positives.hub import dataset as hub
 
     _tell(
         hub.publish_dataset(
@@ -625,7 +625,7 @@ def publish_metric(
     ] = False,
 ) -> None:
     """Publish the metric as a Space, for evaluate.load and with a page to try it."""
-    from hard_positives.hub import publishing as hub
+    from hard_positives.hub import metric as hub
 
     _tell(hub.publish_metric(repo_id, private=private, create_pr=create_pr))
 
@@ -643,7 +643,7 @@ def publish_results(
     ] = False,
 ) -> None:
     """Put results on the model's page; the rest of its card keeps every byte."""
-    from hard_positives.hub import publishing as hub
+    from hard_positives.hub import results as hub
     from hard_positives.names import printable
 
     publication = hub.publish_results(folder, repo_id, create_pr=create_pr, dry_run=dry_run)
