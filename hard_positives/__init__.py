@@ -20,7 +20,9 @@ if TYPE_CHECKING:  # for editors and type checkers; what runs is the table below
     from hard_positives.generation.language_model import LanguageModel
     from hard_positives.generation.rules import Rules
     from hard_positives.generation.run import generate
-    from hard_positives.hub.publishing import publish_dataset, publish_metric, publish_results
+    from hard_positives.hub.dataset import publish_dataset
+    from hard_positives.hub.metric import publish_metric
+    from hard_positives.hub.results import publish_results
     from hard_positives.models.protocols import Embedder, PairScorer
     from hard_positives.results.comparison import compare
     from hard_positives.results.evaluation import EvaluationResult, evaluate
@@ -53,9 +55,9 @@ _HOMES = {
     "contrastive_loss": "finetuning.loss",
     "Recipe": "finetuning.recipes",
     "RECIPES": "finetuning.recipes",
-    "publish_dataset": "hub.publishing",
-    "publish_metric": "hub.publishing",
-    "publish_results": "hub.publishing",
+    "publish_dataset": "hub.dataset",
+    "publish_metric": "hub.metric",
+    "publish_results": "hub.results",
 }
 __all__ = [
     "RECIPES",

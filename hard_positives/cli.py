@@ -17,7 +17,7 @@ from hard_positives import interrupts
 
 if TYPE_CHECKING:
     from hard_positives import EvaluationResult
-    from hard_positives.hub.publishing import Publication
+    from hard_positives.hub.repository import Publication
 
 app = typer.Typer(
     name="hard-positives",
@@ -372,36 +372,26 @@ def _show_all(results: list["EvaluationResult"], *, as_json: bool) -> None:
 def report(
     results: Annotated[
         list[Path],
-        typer.Argument(help="Folders from `hard-positives evaluate --output`; a page per dataset."),
+        typer.Argument(help="Folders from `hard-positives evaluate --output`, of any datasets."),
     ],
     output: Annotated[Path, typer.Option(help="Folder for index.html and report.md.")],
     dataset: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="What was scored, for its pictures and captions. If left out, the dataset that "
-            "the results name."
+            help="What was scored, for its pictures; repeat for more. If left out, the datasets "
+            "that the results name."
         ),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Write results as one web page that needs no network, and as Markdown."""
     from hard_positives import EvaluationResult, write_report
-    from hard_positives.names import public_name
     from hard_positives.results.several import find_results
 
-    by_rows: dict[str, list[EvaluationResult]] = {}
-    for folder in (found for given in results for found in find_results(given)):
-        result = EvaluationResult.load(folder)
-        by_rows.setdefault(result.signature["dataset"]["content_sha256"], []).append(result)
-    if len(by_rows) < 2 or len(results) > 1:
-        folders = [(output, [result for of_rows in by_rows.values() for result in of_rows])]
-    else:  # what evaluate left for several datasets
-        named = ((public_name(of[0].signature["dataset"]["id"]), of) for of in by_rows.values())
-        folders = [(output / name.replace("/", "--"), of) for name, of in named]
-    for folder, loaded in folders:
-        page = write_report(loaded, folder, dataset=dataset)
-        if not quiet:
-            typer.echo(f"Wrote {page} and report.md beside it.")
+    folders = [found for given in results for found in find_results(given)]
+    page = write_report(list(map(EvaluationResult.load, folders)), output, dataset=dataset)
+    if not quiet:
+        typer.echo(f"Wrote {page} and report.md beside it.")
 
 
 @app.command()
@@ -626,7 +616,7 @@ def publish_dataset(
     ] = None,
 ) -> None:
     """Publish a built folder with a complete card and a picture of examples."""
-    from hard_positives.hub import publishing as hub
+    from hard_positives.hub import dataset as hub
 
     _tell(
         hub.publish_dataset(
@@ -649,7 +639,7 @@ def publish_metric(
     ] = False,
 ) -> None:
     """Publish the metric as a Space, for evaluate.load and with a page to try it."""
-    from hard_positives.hub import publishing as hub
+    from hard_positives.hub import metric as hub
 
     _tell(hub.publish_metric(repo_id, private=private, create_pr=create_pr))
 
@@ -667,7 +657,7 @@ def publish_results(
     ] = False,
 ) -> None:
     """Put results on the model's page; the rest of its card keeps every byte."""
-    from hard_positives.hub import publishing as hub
+    from hard_positives.hub import results as hub
     from hard_positives.names import printable
 
     publication = hub.publish_results(folder, repo_id, create_pr=create_pr, dry_run=dry_run)

@@ -19,7 +19,10 @@ from hard_positives.generation import run as generation
 from hard_positives.scoring import encoding
 
 # What the commands import or load when they run, here once for all.
-for name in ("finetuning.run", "hub.publishing", "generation.language_model", "results.pages"):
+for name in (
+    *("finetuning.run", "generation.language_model", "results.pages"),
+    *("hub.dataset", "hub.metric", "hub.results"),
+):
     importlib.import_module(f"hard_positives.{name}")
 Rules().prepare()
 

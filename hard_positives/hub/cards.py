@@ -2,7 +2,7 @@
 
 A card is Markdown behind YAML front matter. Reading that into a dict and writing it back loses
 comments, quotes, order and line ends, so the YAML parser only tells *where* things stand, and the
-text is cut there. No network here; `hub` reads and sends the cards.
+text is cut there. No network here; `repository` reads and sends the cards.
 """
 
 import re
@@ -11,6 +11,14 @@ from typing import Any
 
 import yaml
 
+# What cards, results and a benchmark's file call the task and the figures.
+TASK = "zero-shot-image-classification"
+FIGURES = {
+    "original_accuracy": "Original accuracy",
+    "augmented_accuracy": "Augmented accuracy",
+    "brittleness": "Brittleness",
+    "set_accuracy": "Set accuracy",
+}
 # As the Hub finds it: group 1 opens, group 2 is the YAML, group 3 closes.
 _FRONT_MATTER = re.compile(
     r"\A(\ufeff?\s*---(?:\r\n|\r|\n))([\S\s]*?)((?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|\Z))"

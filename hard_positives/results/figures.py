@@ -36,6 +36,11 @@ def name_of(result: EvaluationResult) -> str:
     return public_name(result.signature["model"]["id"])
 
 
+def dataset_name_of(result: EvaluationResult) -> str:
+    """The dataset's Hub id, or the last part of its folder's path; "rows" where it has none."""
+    return public_name(result.signature["dataset"]["id"]) or "rows"
+
+
 def preprocessing_of(result: EvaluationResult) -> str | None:
     """How images were prepared, by the signature's word for it."""
     return (result.signature.get("processor") or {}).get("preprocessing")
@@ -102,11 +107,13 @@ def _chance_of(scores: pa.Table) -> dict[str, float]:
     positives = num_positives(scores)
     sizes = scores["labels"].combine_chunks().value_lengths().to_numpy()
     kinds, counts = np.unique(np.stack([positives, sizes - positives]), axis=1, return_counts=True)
-    return {
-        name: float(np.average([figure.chance(p, n) for p, n in kinds.T.tolist()], weights=counts))
+    chances = {
+        name: [figure.chance(p, n) for p, n in kinds.T.tolist()]
         for name, figure in FIGURES.items()
         if figure.chance is not None
     }
+    # Rounded: the mean of one and the same chance may differ in its last bit from split to split.
+    return {name: round(float(np.average(of, weights=counts)), 9) for name, of in chances.items()}
 
 
 def no_interval(rows: Iterable[dict[str, Any]]) -> str:

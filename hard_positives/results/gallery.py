@@ -125,6 +125,8 @@ def choose_examples(
     results: Sequence[EvaluationResult],
     rows_by_split: Mapping[str, Dataset],
     columns: Columns | None = None,
+    *,
+    share: float = 1.0,
 ) -> Gallery:
     """Choose rows of all kinds, and fetch their pictures.
 
@@ -136,6 +138,7 @@ def choose_examples(
         rows_by_split: The dataset that was scored, from `sources.load_source`; may lack rows, or
             hold others: a picture is taken only if its bytes are those that were scored.
         columns: What the columns of the dataset are.
+        share: Of `GALLERY_ROWS` and `GALLERY_BYTES`, where several galleries share a page.
     """
     labels = values_of(results[0].scores, "labels")
     outcomes = np.stack([row_outcomes(r.logits, labels).outcome for r in results])  # (M, N)
@@ -147,7 +150,7 @@ def choose_examples(
         np.array([" ".join(column) for column in outcomes[:, candidates].T]),
         np.array(scores["substitution"].to_pylist())[candidates],
     ]
-    order = _by_turns(np.arange(len(candidates)), keys)[:GALLERY_ROWS]
+    order = _by_turns(np.arange(len(candidates)), keys)[: int(GALLERY_ROWS * share)]
     columns = columns or Columns()
     of_split = {split: scores.filter(pc.equal(scores["split"], split)) for split in rows_by_split}
     pictures = {
@@ -156,7 +159,7 @@ def choose_examples(
     examples, size = {}, 0
     for row in candidates[order].tolist():
         example = _example(row, results, outcomes, pictures)
-        if size + example.size <= GALLERY_BYTES:
+        if size + example.size <= GALLERY_BYTES * share:
             examples[row] = example
             size += example.size
     return Gallery([examples[row] for row in sorted(examples)], len(candidates), len(differing) > 0)

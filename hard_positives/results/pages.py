@@ -1,6 +1,6 @@
 """Results in, a page out: `index.html`, which needs no network, and its text as `report.md`.
 
-The page's markup, style and script are in `page/`; `gallery` chooses its rows, `margins` draws.
+The page's markup, style and script are in `page/`; `parts` and `overview` say what they show.
 Names and captions come from other people: whatever they hold is shown as text.
 """
 
@@ -9,118 +9,61 @@ import hashlib
 import os
 import re
 import warnings
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from string import ascii_uppercase
 from typing import Any
 
 import jinja2
-import pyarrow as pa
 from datasets import Dataset, DatasetDict
 from markupsafe import Markup
 
-from hard_positive_metric import compute_metrics
 from hard_positives import __version__
 from hard_positives.names import printable, public_name
 from hard_positives.results.comparison import check_same_rows
-from hard_positives.results.evaluation import EvaluationResult, values_of
-from hard_positives.results.figures import (
-    TITLES,
-    VIEW_TITLES,
-    all_rows,
-    chance_lines,
-    distinct_views,
-    half_interval,
-    interval,
-    labelled_rows,
-    mean_label,
-    name_of,
-    no_interval,
-    percent,
-    preparation_of,
-    shown_figures,
-)
+from hard_positives.results.evaluation import EvaluationResult
+from hard_positives.results.figures import dataset_name_of, half_interval, interval, percent
 from hard_positives.results.gallery import Gallery, choose_examples
-from hard_positives.results.margins import margins_of
-from hard_positives.results.runs import command_of, flattened, full_name_of
-from hard_positives.suite import published
+from hard_positives.results.overview import overview_of
+from hard_positives.results.parts import content_of, name_models
 from hard_positives.suite.comparisons import Columns
 from hard_positives.suite.sources import EMBEDDED_DATASET, load_source
 from hard_positives_dataset.folders import write_whole
 
-OUTCOME_TITLES = {
-    "all_above": "both above the hard negative",
-    "only_caption_above": "only the caption above",
-    "only_hard_positive_above": "only the hard positive above",
-    "none_above": "neither above",
-    "tied": "tied",
-}
-# Without hard positives.
-PLAIN_OUTCOME_TITLES = {
-    "all_above": "above every hard negative",
-    "none_above": "below a hard negative",
-    "tied": "tied",
-}
-# On a page, drop stands beside the two figures that it is made of.
-ORDER = ("original_accuracy", "augmented_accuracy", "drop", "brittleness", "set_accuracy")
-VIEW_EXPLANATIONS = {"as_published": "all rows", "clean": "rows without known flaws"}
-SUBSTITUTIONS = 200  # at most, the most frequent
 PAGE, MARKDOWN = "index.html", "report.md"
-
-
-@dataclass(frozen=True)
-class _Model:
-    """One result as the page speaks of it: a letter in the charts, a name beside it."""
-
-    place: int
-    letter: str
-    name: str
-    command: str | None
-    preparation: str
-    line: str
-    signature: list[tuple[str, Any]]
-
-
-@dataclass(frozen=True)
-class _Line:
-    """The figures of the same rows for every model, in the order of the models."""
-
-    label: str
-    figures: list[dict[str, Any]]
-    is_replace: bool = False
-    category: str = ""
 
 
 def write_report(
     results: Sequence[EvaluationResult],
     output_dir: str | Path,
     *,
-    dataset: str | Path | Dataset | DatasetDict | None = None,
+    dataset: str | Path | Dataset | DatasetDict | Sequence[str | Path] | None = None,
 ) -> Path:
     """Write a page (`index.html`) that needs no network, and its text as `report.md`.
 
     The page holds the paper's table with intervals, what happened in the rows, accuracy against
     brittleness, the figures by substitution, the margins, rows with their pictures, and each run's
     signature and command. Several results are shown side by side; then the rows are those on which
-    they disagree. At most `gallery.GALLERY_ROWS` rows are shown, whatever the number of rows. Their
-    captions are those that were scored; a picture is shown only if its bytes are.
+    they disagree. Results on several datasets get a table of models by datasets on top, and all of
+    this for each dataset. At most `gallery.GALLERY_ROWS` rows are shown, whatever the number of
+    rows and datasets. Their captions are those that were scored; a picture is shown only if its
+    bytes are.
 
     Args:
-        results: One or more, over the same rows.
+        results: One or more. Those on a dataset of one name must be over the same rows.
         output_dir: A folder; made if absent. The two files in it are replaced, once both are
             written.
-        dataset: What was scored, for its pictures, as for :func:`hard_positives.evaluate`. If left
-            out, the dataset that the first result's signature names, at the commit that it names;
-            if that cannot be opened, a warning, and a page without pictures.
+        dataset: What was scored, for its pictures, as for :func:`hard_positives.evaluate`; with
+            results on several datasets the folders or Hub ids of some of these, by whose names they
+            are told apart. If left out, the dataset that the results' signature names, at the
+            commit that it names; if that cannot be opened, a warning, and no pictures of it.
 
     Returns:
         The path of `index.html`.
 
     Raises:
-        ValueError: No results; results over different rows; `dataset` holds none of the pictures.
+        ValueError: No results; results over different rows of one dataset; `dataset` holds none of
+            the pictures, or none of the results is on it.
         OSError: The disk is full; the earlier page is whole.
 
     Examples:
@@ -130,16 +73,24 @@ def write_report(
     """
     if not results:
         raise ValueError("Expected results to be at least one result, got none.")
-    check_same_rows(results)
-    described = results[0].signature["dataset"]
-    rows_by_split, no_pictures = _open_dataset(described, dataset)
-    columns = Columns(**described.get("columns", {}))
-    gallery = choose_examples(results, rows_by_split, columns)
-    if not no_pictures:
-        no_pictures = _missing_pictures(gallery, is_asked_for=dataset is not None)
-    if no_pictures:
-        warnings.warn(printable(f"The report lacks pictures: {no_pictures}"), stacklevel=2)
-    texts = _render(_content(results, gallery, no_pictures))
+    by_dataset = _by_dataset(results)
+    given = _given_datasets(dataset, list(by_dataset))
+    parts = []
+    for name, models in zip(by_dataset, name_models(list(by_dataset.values())), strict=True):
+        of_dataset = [model.result for model in models]
+        described = of_dataset[0].signature["dataset"]
+        rows_by_split, no_pictures = _open_dataset(described, given.get(name))
+        columns = Columns(**described.get("columns", {}))
+        gallery = choose_examples(of_dataset, rows_by_split, columns, share=1 / len(by_dataset))
+        if not no_pictures:
+            no_pictures = _missing_pictures(gallery, is_asked_for=name in given)
+        if no_pictures:
+            about = f"{name}: " if len(by_dataset) > 1 else ""
+            message = printable(f"The report lacks pictures: {about}{no_pictures}")
+            warnings.warn(message, stacklevel=2)
+        named = {"dataset": name, "anchor": f"dataset-{len(parts) + 1}"}
+        parts.append({**named, **content_of(models, gallery, no_pictures)})
+    texts = _render(parts)
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     # Both are written before one is put in place, the page last. A kill between the two renames
@@ -148,6 +99,39 @@ def write_report(
         page.write_text(texts[0], encoding="utf-8")
         markdown.write_text(texts[1], encoding="utf-8")
     return folder / PAGE
+
+
+def _by_dataset(results: Sequence[EvaluationResult]) -> dict[str, list[EvaluationResult]]:
+    """The results of each dataset, by its name; all of one dataset are over the same rows."""
+    by_rows: dict[str, list[EvaluationResult]] = {}
+    for result in results:
+        by_rows.setdefault(result.signature["dataset"]["content_sha256"], []).append(result)
+    named: dict[str, list[EvaluationResult]] = {}
+    for of_rows in by_rows.values():
+        named.setdefault(dataset_name_of(of_rows[0]), []).extend(of_rows)
+    for of_dataset in named.values():
+        check_same_rows(of_dataset)
+    return named
+
+
+def _given_datasets(dataset: Any, names: Sequence[str]) -> dict[str, Any]:
+    """The datasets that pictures are taken from, by the names of those that they are."""
+    given = list(dataset) if isinstance(dataset, (list, tuple)) else [dataset]
+    if given in ([], [None]):
+        return {}
+    if len(names) == len(given) == 1:
+        return {names[0]: given[0]}
+    found = {}
+    for one in given:
+        called = str(public_name(one))
+        same = [name for name in names if Path(name).name == Path(called).name]
+        if called not in names and len(same) != 1:
+            raise ValueError(
+                f"Expected dataset to be folders or Hub ids of {', '.join(names)}, got {called}. "
+                "Give those that the results were made from."
+            )
+        found[called if called in names else same[0]] = one
+    return found
 
 
 def _open_dataset(signature: dict[str, Any], dataset: Any) -> tuple[dict[str, Dataset], str]:
@@ -182,127 +166,8 @@ def _missing_pictures(gallery: Gallery, *, is_asked_for: bool) -> str:
     return f"the dataset does not hold what was scored in {missing} of these {shown} rows."
 
 
-def _content(
-    results: Sequence[EvaluationResult], gallery: Gallery, no_pictures: str
-) -> dict[str, Any]:
-    """All that the two templates show."""
-    first, models = results[0], _models(results)
-    titles = {name: TITLES[name].capitalize() for name in ORDER if name in shown_figures(first)}
-    substitutions, num_substitutions = _substitutions(results)
-    chance = chance_lines(first)
-    splits = {
-        split: [result.metrics["as_published"][split] for result in results]
-        for split in first.metrics["as_published"]
-    }
-    panels = zip(*map(margins_of, results), strict=True)
-    return {
-        "models": models,
-        "views": [
-            (VIEW_TITLES[view], VIEW_EXPLANATIONS[view], _lines(view, results))
-            for view in distinct_views(first)
-        ],
-        "headlines": [_headline(split, of_models) for split, of_models in splits.items()],
-        "outcome_lines": [
-            _Line(label, [figures["groups"][label] for figures in of_models])
-            for of_models in splits.values()
-            for label in of_models[0]["groups"]
-        ],
-        "figure_titles": titles,
-        "first_figure": list(titles)["augmented_accuracy" in titles],
-        "has_hard_positives": "brittleness" in titles,
-        "are_triples": published.are_triples(first.scores),
-        "outcome_titles": OUTCOME_TITLES if "brittleness" in titles else PLAIN_OUTCOME_TITLES,
-        "chance": [
-            (label, [percent(values[name]) if name in values else "" for name in titles])
-            for label, values in chance
-        ],
-        "chance_place": chance[0][1],
-        "humans": [published.HUMANS.get(name, "") for name in titles],
-        "published": published.FIGURES,
-        "published_rows": published.describe_rows(first.scores),
-        "no_interval": no_interval(row for result in results for row in all_rows(result)),
-        "no_substitution_interval": no_interval(
-            row for line in substitutions for row in line.figures
-        ),
-        "preparations": _preparations(models),
-        "substitutions": substitutions,
-        "num_substitutions": num_substitutions,
-        "margins": [pair for of_split in panels for pair in zip(models, of_split, strict=True)],
-        "gallery": gallery,
-        "no_pictures": no_pictures,
-        "version": __version__,
-    }
-
-
-def _models(results: Sequence[EvaluationResult]) -> list[_Model]:
-    repeated = Counter(map(name_of, results))
-    return [
-        _Model(
-            place=place,
-            letter=ascii_uppercase[place % 26] * (1 + place // 26),
-            name=full_name_of(result) if repeated[name_of(result)] > 1 else name_of(result),
-            command=command_of(result),
-            preparation=preparation_of(result),
-            line=result.signature_line,
-            signature=list(flattened(result.signature)),
-        )
-        for place, result in enumerate(results)
-    ]
-
-
-def _preparations(models: Sequence[_Model]) -> str:
-    """How the images of all models were prepared, or of each where they differ."""
-    if len({model.preparation for model in models}) == 1:
-        return models[0].preparation
-    return " ".join(f"{m.letter}: {m.preparation or 'Not known.'}" for m in models)
-
-
-def _lines(view: str, results: Sequence[EvaluationResult]) -> list[_Line]:
-    lines = []
-    for split in results[0].metrics[view]:
-        of_models = [labelled_rows(split, result.metrics[view][split]) for result in results]
-        for same_rows in zip(*of_models, strict=True):
-            lines.append(_Line(same_rows[0][0], [figures for _, figures in same_rows]))
-    return lines
-
-
-def _headline(split: str, of_models: Sequence[dict[str, Any]]) -> _Line:
-    """The mean over a split's categories, which is the figure of the only one if there is one."""
-    labels = list(of_models[0]["groups"])
-    label = labels[0] if len(labels) == 1 else mean_label(split, "macro")
-    return _Line(label, [figures["macro"] for figures in of_models], is_replace=split == "replace")
-
-
-def _substitutions(results: Sequence[EvaluationResult]) -> tuple[list[_Line], int]:
-    """The most frequent substitutions with their figures, and how many there are in all."""
-    scores = results[0].scores
-    kinds = list(zip(*(scores[c].to_pylist() for c in ("category", "substitution")), strict=True))
-    counts = Counter(kind for kind in kinds if kind[1])
-    places = {kind: place for place, (kind, _) in enumerate(counts.most_common(SUBSTITUTIONS))}
-    rows = pa.array([kind in places for kind in kinds])
-    if not places:
-        return [], 0
-    groups = [places[kind] for kind in kinds if kind in places]
-    chosen = scores.filter(rows)
-    labels, clusters = values_of(chosen, "labels"), chosen["cluster"].to_pylist()
-    by_model = [
-        compute_metrics(
-            values_of(result.scores.filter(rows), "logits"),
-            labels,
-            groups=groups,
-            clusters=clusters,
-        )["groups"]
-        for result in results
-    ]
-    lines = [
-        _Line(kind[1], [of[place] for of in by_model], category=kind[0])
-        for kind, place in places.items()
-    ]
-    return lines, len(counts)
-
-
-def _render(content: dict[str, Any]) -> tuple[str, str]:
-    """The page and its Markdown."""
+def _render(parts: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    """The page of these datasets, and its Markdown."""
     folder = files("hard_positives") / "results" / "page"
     style, script = ((folder / name).read_text("utf-8") for name in ("page.css", "page.js"))
     # The page's policy lets this script run and nothing else, whatever a caption holds.
@@ -316,8 +181,14 @@ def _render(content: dict[str, Any]) -> tuple[str, str]:
     )
     filters = (percent, _plain, _fenced, interval, half_interval)
     environment.filters |= {function.__name__.strip("_"): function for function in filters}
-    page, markdown = map(environment.get_template, ("page.html", "page.md"))
-    return page.render(**content, **own), markdown.render(**content)
+    content = parts[0] if len(parts) == 1 else overview_of(parts)
+    texts = []
+    for kind in ("html", "md"):
+        template, whole = (environment.get_template(f"{name}.{kind}") for name in ("part", "page"))
+        common = {"is_alone": len(parts) == 1, "version": __version__, **own}
+        bodies = [Markup(template.render(**one, **common, part=one)) for one in parts]
+        texts.append(whole.render(**content, **common, parts=parts, bodies=bodies))
+    return texts[0], texts[1]
 
 
 def _shown(value: Any) -> Any:

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from hard_positives.names import printable, public_name
+from hard_positives.names import printable
 from hard_positives.results.comparison import PairedDifference, compare
 from hard_positives.results.evaluation import EvaluationResult
 from hard_positives.results.figures import (
@@ -19,6 +19,7 @@ from hard_positives.results.figures import (
     VIEW_TITLES,
     all_rows,
     chance_lines,
+    dataset_name_of,
     distinct_views,
     half_interval,
     labelled_rows,
@@ -106,7 +107,7 @@ def render_summary(results: Sequence[EvaluationResult]) -> Table:
     for result in results:
         for split, figures in result.metrics["as_published"].items():
             dataset = result.signature["dataset"]
-            key = (public_name(dataset["id"]) or "rows", dataset["content_sha256"], split)
+            key = (dataset_name_of(result), dataset["content_sha256"], split)
             parts.setdefault(key, []).append((name_of(result), figures))
     for (dataset, _, split), lines in parts.items():
         table.add_row(_text(f"{dataset} {split}", "bold"))

@@ -27,10 +27,11 @@ from huggingface_hub import DatasetCard, SpaceCard, parse_eval_result_entries
 from PIL import Image
 from stand_in_hub import READER, WRITER, StandInHub
 
-from hard_positives import EvaluationResult
-from hard_positives.hub import publishing as hub
+from hard_positives import EvaluationResult, publish_dataset, publish_metric, publish_results
 from hard_positives.hub.cards import merge_results
-from hard_positives.hub.publishing import METRIC_FILES, METRIC_NAME
+from hard_positives.hub.metric import METRIC_FILES, METRIC_NAME
+from hard_positives.hub.repository import HubError
+from hard_positives.hub.results import _eval_results
 from hard_positives.results import files as result_files
 from hard_positives_dataset.content import content_of
 
@@ -406,7 +407,7 @@ def test_nothing_but_bytes_of_images_is_ever_sent(built, tmp_path, image, proble
         image = {"bytes": content, "path": "/home/someone/1.jpg"}
     folder = with_image(built, tmp_path, image)
     with pytest.raises(ValueError, match=f"got {problem} in rows 0 to 29. Nothing was sent"):
-        hub.publish_dataset(folder, DATASET)
+        publish_dataset(folder, DATASET)
 
 
 def test_links_out_of_the_folder_are_refused(built, tmp_path):
@@ -416,7 +417,7 @@ def test_links_out_of_the_folder_are_refused(built, tmp_path):
     (folder / "README.md").write_bytes((built / "README.md").read_bytes())
     (folder / "data" / file.name).symlink_to(file)
     with pytest.raises(ValueError, match="to be a file of its own, got a link to"):
-        hub.publish_dataset(folder, DATASET)
+        publish_dataset(folder, DATASET)
 
 
 def test_a_card_without_a_licence_is_refused(built, tmp_path):
@@ -424,12 +425,12 @@ def test_a_card_without_a_licence_is_refused(built, tmp_path):
     card = (folder / "README.md").read_text().replace("CC BY 4.0", "some terms")
     (folder / "README.md").write_text(card)
     with pytest.raises(ValueError, match="Expected the card to state a licence, got none"):
-        hub.publish_dataset(folder, DATASET)
+        publish_dataset(folder, DATASET)
 
 
 def test_a_folder_that_was_not_built_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"got no Parquet files\. Make it with"):
-        hub.publish_dataset(tmp_path, DATASET)
+        publish_dataset(tmp_path, DATASET)
 
 
 # The metric
@@ -489,7 +490,7 @@ def test_the_card_of_the_metric_is_a_spaces(stand_in, client):
 
 def test_a_metric_of_another_name_is_refused_since_evaluate_could_not_load_it():
     with pytest.raises(ValueError, match="Expected the Space to be called hard_positive_metric"):
-        hub.publish_metric("org/metric")
+        publish_metric("org/metric")
 
 
 # Reading back
@@ -717,7 +718,7 @@ def test_notes_say_where_no_interval_can_be_had(results):
     result = EvaluationResult.load(results)
     macro = result.metrics["as_published"]["replace"]["macro"]
     macro |= {key: None for key in macro if "_ci_" in key}
-    for content in hub._eval_results(result).values():
+    for content in _eval_results(result).values():
         notes = yaml.safe_load(content)[0]["notes"]
         assert "30 rows, too few images for an interval, " in notes
         assert "None" not in content.decode()
@@ -761,7 +762,7 @@ def edited(results: Path, folder: Path, part: str, **changes: object) -> Path:
 def test_results_that_others_could_not_check_are_refused(results, tmp_path, part, changes, message):
     folder = edited(results, tmp_path, part, **changes)
     with pytest.raises(ValueError, match=message) as error:
-        hub.publish_results(folder, MODEL)
+        publish_results(folder, MODEL)
     assert f"Run hard-positives evaluate {MODEL} --dataset" in str(error.value)
 
 
@@ -812,7 +813,7 @@ def test_a_signature_of_other_rows_is_not_published_even_with_its_hash_renewed(
     with pytest.raises(
         ValueError, match=f"scores.parquet, got another {re.escape('.'.join(keys))}\\. One of"
     ):
-        hub.publish_results(folder, MODEL)
+        publish_results(folder, MODEL)
 
 
 def test_figures_are_computed_and_not_read(client, model, results, tmp_path):
@@ -957,8 +958,8 @@ def test_a_foreign_card_cannot_move_the_terminal(client, model, results):
 
 
 def test_offline_mode_says_so(results):
-    with pytest.raises(hub.HubError, match=r"got offline mode\. Unset HF_HUB_OFFLINE"):
-        hub.publish_results(results, MODEL)
+    with pytest.raises(HubError, match=r"got offline mode\. Unset HF_HUB_OFFLINE"):
+        publish_results(results, MODEL)
 
 
 # Cards, as text

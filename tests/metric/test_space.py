@@ -20,7 +20,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from hard_positive_metric import compute_metrics
-from hard_positives.hub.publishing import METRIC_FILES
+from hard_positives.hub.metric import METRIC_FILES
 
 METRIC = ROOT / "hard_positive_metric"
 SPACE_PYTHON = os.environ.get("HARD_POSITIVES_SPACE_PYTHON")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -83,7 +84,7 @@ def test_the_summary_has_a_line_for_each_model_under_each_dataset(sources, tmp_p
 
 
 @pytest.mark.slow
-def test_the_command_line_scores_all_and_reports_a_page_per_dataset(sources, tmp_path):
+def test_the_command_line_scores_all_and_reports_on_one_page(sources, tmp_path):
     def run(*arguments) -> str:
         command = [sys.executable, "-m", "hard_positives", *map(str, arguments)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
@@ -95,6 +96,9 @@ def test_the_command_line_scores_all_and_reports_a_page_per_dataset(sources, tmp
     evaluation = ["evaluate", *models, "--dataset", first, "--dataset", second, "--output", out]
     table = run(*evaluation)
     assert "first test" in table and table.count("model:other|") == 2
-    run("report", out, "--output", tmp_path / "page", "--dataset", first)
-    pages = [tmp_path / "page" / name / "index.html" for name in ("first", "second")]
-    assert all("other" in page.read_text() for page in pages)
+    run("report", out, "--output", tmp_path / "page", "--dataset", first, "--dataset", second)
+    assert {path.name for path in (tmp_path / "page").iterdir()} == {"index.html", "report.md"}
+    page = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
+    headings = re.findall("<h2>(.*?)</h2>", page)
+    assert headings == ["Models by datasets", "first", "second"]
+    assert "Pictures are missing" not in page

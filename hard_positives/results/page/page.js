@@ -2,9 +2,9 @@
 for (const controls of document.querySelectorAll(".controls")) controls.hidden = false;
 
 // By substitution: which figure is shown, and sorting by any column.
-const table = document.getElementById("by-substitution");
-if (table) {
-  const chosen = document.getElementById("figure");
+for (const table of document.querySelectorAll("table[data-figure]")) {
+  const section = table.closest("section");
+  const chosen = section.querySelector("select");
   const value = (row, column) => {
     const cell = row.cells[column];
     return (cell.querySelector("." + table.dataset.figure) || cell).dataset.sort;
@@ -33,18 +33,18 @@ if (table) {
   });
   chosen.addEventListener("change", () => {
     table.dataset.figure = chosen.value;
-    document.getElementById("figure-title").textContent = chosen.selectedOptions[0].textContent;
+    table.caption.querySelector("span").textContent = chosen.selectedOptions[0].textContent;
     const sorted = headers.find((header) => header.hasAttribute("aria-sort"));
     if (sorted) sort(sorted, sorted.getAttribute("aria-sort"));
   });
 }
 
 // The gallery: a row is shown where it has every chosen value; a step at a time.
-const filters = document.getElementById("filters");
-if (filters) {
+for (const filters of document.querySelectorAll("form")) {
+  const section = filters.closest("section");
   const selects = [...filters.querySelectorAll("select")];
-  const cards = [...document.querySelectorAll("article")];
-  const more = document.getElementById("more");
+  const cards = [...section.querySelectorAll("article")];
+  const more = section.querySelector("button[type=button]");
   const step = 48;
   let limit = step;
   const apply = () => {

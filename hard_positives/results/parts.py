@@ -1,0 +1,200 @@
+"""What a page shows of one dataset: figures, outcomes, substitutions, margins, rows and runs."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from string import ascii_uppercase
+from typing import Any
+
+import pyarrow as pa
+
+from hard_positive_metric import compute_metrics
+from hard_positives.results.evaluation import EvaluationResult, values_of
+from hard_positives.results.figures import (
+    TITLES,
+    VIEW_TITLES,
+    all_rows,
+    chance_lines,
+    distinct_views,
+    labelled_rows,
+    mean_label,
+    name_of,
+    no_interval,
+    percent,
+    preparation_of,
+    shown_figures,
+)
+from hard_positives.results.gallery import Gallery
+from hard_positives.results.margins import margins_of
+from hard_positives.results.runs import command_of, flattened, full_name_of
+from hard_positives.suite import published
+
+OUTCOME_TITLES = {
+    "all_above": "both above the hard negative",
+    "only_caption_above": "only the caption above",
+    "only_hard_positive_above": "only the hard positive above",
+    "none_above": "neither above",
+    "tied": "tied",
+}
+# Without hard positives.
+PLAIN_OUTCOME_TITLES = {
+    "all_above": "above every hard negative",
+    "none_above": "below a hard negative",
+    "tied": "tied",
+}
+# On a page, drop stands beside the two figures that it is made of.
+ORDER = ("original_accuracy", "augmented_accuracy", "drop", "brittleness", "set_accuracy")
+VIEW_EXPLANATIONS = {"as_published": "all rows", "clean": "rows without known flaws"}
+SUBSTITUTIONS = 200  # at most, the most frequent
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as the page speaks of it: a letter in the charts, a name beside it, its result."""
+
+    place: int
+    letter: str
+    name: str
+    result: EvaluationResult
+
+
+@dataclass(frozen=True)
+class Line:
+    """The figures of the same rows for every model, in the order of the models."""
+
+    label: str
+    figures: list[dict[str, Any]]
+    is_replace: bool = False
+    category: str = ""
+
+
+def name_models(datasets: Sequence[Sequence[EvaluationResult]]) -> list[list[Model]]:
+    """Give each model its letter, the same on every dataset, and a name that no other has."""
+    keys = [list(_keys(results)) for results in datasets]
+    order = list(dict.fromkeys(key for of_dataset in keys for key in of_dataset))
+    repeated = Counter(short for short, _, _ in order)
+    named = []
+    for results, of_dataset in zip(datasets, keys, strict=True):
+        models = []
+        for place, key in enumerate(sorted(of_dataset, key=order.index)):
+            at, (short, full, _) = order.index(key), key
+            letter = ascii_uppercase[at % 26] * (1 + at // 26)
+            result = results[of_dataset.index(key)]
+            models.append(Model(place, letter, full if repeated[short] > 1 else short, result))
+        named.append(models)
+    return named
+
+
+def _keys(results: Sequence[EvaluationResult]) -> Iterator[tuple[str, str, int]]:
+    """What each model is known by: its names, and how many of these came before it."""
+    seen: Counter[str] = Counter()
+    for result in results:
+        full = full_name_of(result)
+        yield name_of(result), full, seen[full]
+        seen[full] += 1
+
+
+def content_of(models: Sequence[Model], gallery: Gallery, no_pictures: str) -> dict[str, Any]:
+    """What the templates show of the models on one dataset."""
+    results = [model.result for model in models]
+    first, chance = results[0], chance_lines(results[0])
+    titles = {name: TITLES[name].capitalize() for name in ORDER if name in shown_figures(first)}
+    substitutions, num_substitutions = _substitutions(results)
+    splits = {
+        split: [result.metrics["as_published"][split] for result in results]
+        for split in first.metrics["as_published"]
+    }
+    panels = zip(*map(margins_of, results), strict=True)
+    return {
+        "models": models,
+        "runs": [
+            (model, command_of(model.result), list(flattened(model.result.signature)))
+            for model in models
+        ],
+        "views": [
+            (VIEW_TITLES[view], VIEW_EXPLANATIONS[view], _lines(view, results))
+            for view in distinct_views(first)
+        ],
+        "splits": splits,
+        "headlines": [_headline(split, of_models) for split, of_models in splits.items()],
+        "outcome_lines": [
+            Line(label, [figures["groups"][label] for figures in of_models])
+            for of_models in splits.values()
+            for label in of_models[0]["groups"]
+        ],
+        "figure_titles": titles,
+        "first_figure": list(titles)["augmented_accuracy" in titles],
+        "has_hard_positives": "brittleness" in titles,
+        "are_triples": published.are_triples(first.scores),
+        "outcome_titles": OUTCOME_TITLES if "brittleness" in titles else PLAIN_OUTCOME_TITLES,
+        "chance": [
+            (label, [percent(values[name]) if name in values else "" for name in titles])
+            for label, values in chance
+        ],
+        "chance_place": chance[0][1],
+        "humans": [published.HUMANS.get(name, "") for name in titles],
+        "published": published.FIGURES,
+        "published_rows": published.describe_rows(first.scores),
+        "no_interval": no_interval(row for result in results for row in all_rows(result)),
+        "no_substitution_interval": no_interval(
+            row for line in substitutions for row in line.figures
+        ),
+        "preparations": _preparations(models),
+        "substitutions": substitutions,
+        "num_substitutions": num_substitutions,
+        "margins": [pair for of_split in panels for pair in zip(models, of_split, strict=True)],
+        "gallery": gallery,
+        "no_pictures": no_pictures,
+    }
+
+
+def _preparations(models: Sequence[Model]) -> str:
+    """How the images of all models were prepared, or of each where they differ."""
+    found = {model.letter: preparation_of(model.result) for model in models}
+    if len(set(found.values())) == 1:
+        return preparation_of(models[0].result)
+    return " ".join(f"{letter}: {known or 'Not known.'}" for letter, known in found.items())
+
+
+def _lines(view: str, results: Sequence[EvaluationResult]) -> list[Line]:
+    lines = []
+    for split in results[0].metrics[view]:
+        of_models = [labelled_rows(split, result.metrics[view][split]) for result in results]
+        for same_rows in zip(*of_models, strict=True):
+            lines.append(Line(same_rows[0][0], [figures for _, figures in same_rows]))
+    return lines
+
+
+def _headline(split: str, of_models: Sequence[dict[str, Any]]) -> Line:
+    """The mean over a split's categories, which is the figure of the only one if there is one."""
+    labels = list(of_models[0]["groups"])
+    label = labels[0] if len(labels) == 1 else mean_label(split, "macro")
+    return Line(label, [figures["macro"] for figures in of_models], is_replace=split == "replace")
+
+
+def _substitutions(results: Sequence[EvaluationResult]) -> tuple[list[Line], int]:
+    """The most frequent substitutions with their figures, and how many there are in all."""
+    scores = results[0].scores
+    kinds = list(zip(*(scores[c].to_pylist() for c in ("category", "substitution")), strict=True))
+    counts = Counter(kind for kind in kinds if kind[1])
+    places = {kind: place for place, (kind, _) in enumerate(counts.most_common(SUBSTITUTIONS))}
+    rows = pa.array([kind in places for kind in kinds])
+    if not places:
+        return [], 0
+    groups = [places[kind] for kind in kinds if kind in places]
+    chosen = scores.filter(rows)
+    labels, clusters = values_of(chosen, "labels"), chosen["cluster"].to_pylist()
+    by_model = [
+        compute_metrics(
+            values_of(result.scores.filter(rows), "logits"),
+            labels,
+            groups=groups,
+            clusters=clusters,
+        )["groups"]
+        for result in results
+    ]
+    lines = [
+        Line(kind[1], [of[place] for of in by_model], category=kind[0])
+        for kind, place in places.items()
+    ]
+    return lines, len(counts)
