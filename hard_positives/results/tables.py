@@ -105,14 +105,16 @@ def render_summary(results: Sequence[EvaluationResult]) -> Table:
     table = _new_table(Text("models by datasets"), explanation, columns)
     parts = {}
     for result in results:
+        shown = set(shown_figures(result))
         for split, figures in result.metrics["as_published"].items():
-            dataset = result.signature["dataset"]
-            key = (dataset_name_of(result), dataset["content_sha256"], split)
-            parts.setdefault(key, []).append((name_of(result), figures))
+            macro = {**figures["macro"], "num_examples": figures["num_examples"]}
+            for hidden in set(names) - shown:
+                macro.pop(hidden, None)
+            key = (dataset_name_of(result), result.signature["dataset"]["content_sha256"], split)
+            parts.setdefault(key, []).append((name_of(result), macro))
     for (dataset, _, split), lines in parts.items():
         table.add_row(_text(f"{dataset} {split}", "bold"))
-        for name, figures in lines:
-            macro = {**figures["macro"], "num_examples": figures["num_examples"]}
+        for name, macro in lines:
             _add_figures(table, name, macro, names)
         table.add_section()
     return table
@@ -177,7 +179,7 @@ def _add_figures(table: Table, label: str, figures: dict[str, Any], names: Seque
         for name in names
     ]
     table.add_row(_text(f" {label}"), f"{figures['num_examples']:,}", *cells)
-    halves = [f"{name}_half_credit" for name in names]
+    halves = [f"{name}_half_credit" if name in figures else "" for name in names]
     shown = [percent(figures[half]) if half in figures else "" for half in halves]
     if any(half and not cell.startswith(half) for half, cell in zip(shown, cells, strict=True)):
         table.add_row("  ties as half", "", *shown, style="dim")

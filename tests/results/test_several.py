@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from datasets import Dataset
 
-from hard_positives import EvaluationResult, evaluate, evaluate_all, render_summary
+from hard_positives import Columns, EvaluationResult, evaluate, evaluate_all, render_summary
 from hard_positives.results.several import find_results
 
 
@@ -81,6 +81,17 @@ def test_the_summary_has_a_line_for_each_model_under_each_dataset(sources, tmp_p
     names = [cell.strip() for cell in cells if "half" not in cell]
     models = [model.name for model in sources[0]]
     assert names == ["first test", *models, "second test", *models]
+
+
+def test_the_summary_has_no_augmented_accuracy_where_no_row_has_a_hard_positive(tiny_clip, triples):
+    columns = Columns(positives="caption", negatives="hard_negative")
+    plain = evaluate(tiny_clip, triples.select(range(8)), columns=columns, cache=False)
+    whole = evaluate(tiny_clip, triples.select(range(8)), cache=False)
+    table = render_summary([plain, whole])
+    by_title = {column.header: list(column.cells) for column in table.columns}
+    lines = [place for place, rows in enumerate(by_title["rows"]) if rows == "8"]
+    assert [by_title["augmented"][place] == "" for place in lines] == [True, False]
+    assert all(by_title["original"][place] for place in lines)
 
 
 @pytest.mark.slow
