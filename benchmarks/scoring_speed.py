@@ -299,7 +299,7 @@ def run_floor(encoder, rows) -> float:
 def run_decode(encoder, rows) -> float:
     from torch.utils.data import DataLoader
 
-    from hard_positives.machine import image_workers
+    from hard_positives.machine import cores
     from hard_positives.models.pixels import CHECKED
     from hard_positives.scoring.images import PreparedImages
     from hard_positives.suite.comparisons import read_comparisons
@@ -311,12 +311,12 @@ def run_decode(encoder, rows) -> float:
         index = read_comparisons(rows)
         some = (open_image(index, place) for place in range(min(CHECKED, len(index.pictures))))
         files = PreparedImages(index, encoder.preparation(some).prepare)
-        workers = image_workers(None, len(files), encoder.device.type)
+        workers = min(16, cores())
         loader = DataLoader(
             files,
             batch_size=32 if on_cpu else 64,
             num_workers=workers,
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=4,
             pin_memory=not on_cpu,
         )
         for _ in loader:

@@ -3,6 +3,7 @@
 Nothing here knows of models: what is measured comes in as a function.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,34 +48,55 @@ def is_main_process() -> bool:
     return processes().is_main_process
 
 
+def cores() -> int:
+    """Count the cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def image_workers(num_workers: int | None, num_images: int, device: str) -> int:
-    """Choose how many processes decode images, where nothing else is asked for."""
+    """Choose how many processes decode images, where nothing else is asked for or measured."""
     if num_workers is not None:
         return num_workers
     if num_images < 1000:  # starting processes takes longer than decoding
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return 1 if device == "cpu" else min(16, cores)
+    return 1 if device == "cpu" else min(16, cores())
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Threads of torch, and images per batch."""
+    """Threads of torch, images per batch, workers that prepare images (None: not measured)."""
 
     threads: int
     batch_size: int
+    workers: int | None = None
 
 
-def fastest_plan(seconds_per_image: Callable[[Plan], float], threads: int) -> Plan:
-    """Halve the threads as long as that helps (a container has fewer cores than it shows)."""
-    seconds_per_image(Plan(threads, 16))  # warms up
-    best = seconds_per_image(Plan(threads, 16))
+def fastest_plan(
+    seconds_per_image: Callable[[int, int], float], preparing: float, threads: int
+) -> Plan:
+    """Choose by measuring: the threads that let model and workers get on, and how many workers.
+
+    Args:
+        seconds_per_image: Runs the model with so many threads on a batch of so many images.
+        preparing: Seconds that one process takes to prepare an image.
+        threads: The most to use; a container can have fewer cores than it shows.
+    """
+
+    def seconds(threads: int) -> float:
+        running = seconds_per_image(threads, 16)
+        return max(running, (preparing + threads * running) / cores())  # both share the cores
+
+    seconds_per_image(threads, 16)  # warms up
+    best = seconds(threads)
     while threads > 1:
-        halved = seconds_per_image(Plan(threads // 2, 16))
-        if halved > 0.95 * best:  # less is noise
+        halved = seconds(threads // 2)
+        if halved > 1.05 * best:  # less is noise; what threads leave over, workers take
             break
-        threads, best = threads // 2, halved
-    return min((Plan(threads, size) for size in (16, 32, 64)), key=seconds_per_image)
+        threads, best = threads // 2, min(best, halved)
+    fastest = {size: seconds_per_image(threads, size) for size in (16, 32, 64)}
+    size = min(fastest, key=fastest.__getitem__)
+    return Plan(threads, size, min(cores(), math.ceil(preparing / fastest[size])))
 
 
 @contextmanager

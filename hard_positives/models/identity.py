@@ -124,7 +124,8 @@ def identify_outside(part: Any) -> Identity:
     Raises:
         TypeError: Its `describe()` returns what JSON cannot hold.
     """
-    described, code = _own_description(part), _code_hash(type(part))
+    kind = part if isinstance(part, FunctionType) else type(part)
+    described, code = _own_description(part), _code_hash(kind)
     modules = {
         name: value
         for name, value in {"": part, **_attributes_of(part)}.items()
@@ -132,16 +133,16 @@ def identify_outside(part: Any) -> Identity:
     }
     weights = {name: _weights_hash(module) for name, module in modules.items()}
     problems = [
-        *([] if hasattr(part, "describe") else [f"{type(part).__name__} has no describe()"]),
-        *([] if code else [f"the code of {type(part).__name__} cannot be read"]),
+        *([] if hasattr(part, "describe") else [f"{kind.__name__} has no describe()"]),
+        *([] if code else [f"the code of {kind.__name__} cannot be read"]),
         *(["a part of it has a state that no hash can hold"] if None in weights.values() else []),
         *_replaced_methods(part),
         *(hook for module in modules.values() for hook in _hooks(module)),
     ]
     model = {
-        "id": type(part).__name__,
+        "id": kind.__name__,
         "revision": None,
-        "architecture": _class_name(type(part)),
+        "architecture": _class_name(kind),
         "code_sha256": code,
         "weights_sha256": None if None in weights.values() else _hash(weights),
         "state_sha256": _hash(_plain_attributes(part)),
@@ -165,10 +166,10 @@ def _own_description(part: Any) -> dict[str, Any]:
     return plain
 
 
-def _code_hash(kind: type) -> str | None:
-    """Hash the files of a class and of its bases; None where one cannot be read."""
+def _code_hash(kind: Any) -> str | None:
+    """Hash the file of a function, or those of a class and its bases; None if one is unreadable."""
     digest = hashlib.sha256()
-    for base in kind.__mro__:
+    for base in [kind] if isinstance(kind, FunctionType) else kind.__mro__:
         if not _is_known(base):
             try:
                 inspect.getsource(base)  # raises where the file is not that of the class

@@ -4,7 +4,9 @@ What is wrong with a name, a type or a device shows here, before weights are rea
 """
 
 import copy
+import importlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,15 +24,23 @@ from transformers import (
     BridgeTowerForImageAndTextRetrieval,
     PreTrainedConfig,
     PreTrainedModel,
-    ProcessorMixin,
     ViltForImageAndTextRetrieval,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import cached_file, extract_commit_hash
+from typing_extensions import Unpack
 
 from hard_positives.machine import processes
 from hard_positives.models.encoders import DualEncoder, OutsideEmbedder
 from hard_positives.models.generative import QUESTION, YesNoModel
+from hard_positives.models.kinds import (
+    DUAL_ENCODER,
+    GENERATIVE,
+    MATCHING_HEAD,
+    PYTHON,
+    Kind,
+    Settings,
+)
 from hard_positives.models.pairs import FunctionModel, OutsidePairScorer, PairModel
 from hard_positives.models.preprocessing import PREPROCESSINGS, choose_image_processor
 from hard_positives.models.protocols import Embedder, PairScorer
@@ -45,76 +55,85 @@ PAIR_MODELS = (
 EMBEDDED_MODEL = "shapes_clip"
 Encoder = DualEncoder | OutsideEmbedder
 Matcher = PairModel | YesNoModel | OutsidePairScorer | FunctionModel
-GENERATIVE = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+GENERATIVE_CLASSES = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
 def load_model(
     model: str | Path | PreTrainedModel | Embedder | PairScorer | Callable,
-    *,
-    processor: ProcessorMixin | None = None,
-    revision: str | None = None,
-    device: str | None = None,
-    dtype: str = "float32",
-    preprocessing: str = "transformers",
-    question: str | None = None,
+    **settings: Unpack[Settings],
 ) -> Encoder | Matcher:
-    """Load a model for scoring, in ``dtype``, on ``device``; a loaded one is left as it was.
+    """Load a model for scoring; a loaded one is left as it was.
 
-    See :func:`score` for the arguments.
+    Args:
+        model: As :func:`hard_positives.score` takes it.
+        **settings: See :class:`kinds.Settings`.
 
     Raises:
-        TypeError: The model is of no known kind, or ``processor`` is missing.
-        ValueError: Unknown ``dtype``, ``device`` or ``preprocessing``, or damaged files.
+        TypeError: The model is of no known kind, ``processor`` is missing, or a setting is unknown.
+        ValueError: A setting has a value that is none, or that this kind of model does not heed; or
+            damaged files.
+        ImportError: This kind needs a package that is not installed.
         OSError: The id or folder cannot be found (transformers' own message).
     """
-    for name, value, known in (
-        ("dtype", dtype, [*DTYPES, "auto"]),
-        ("preprocessing", preprocessing, list(PREPROCESSINGS)),
-    ):
+    _check_settings(settings)
+    if isinstance(model, (str, Path)):
+        return _by_name(str(model), settings)
+    outside = _from_outside(model)
+    if outside is not None:
+        PYTHON.check(settings)
+        return outside
+    if settings.get("revision"):
+        raise ValueError(
+            f"Expected revision to be left out for a loaded model, got {settings['revision']!r}. "
+            "Give the Hub id instead."
+        )
+    loaded = cast(PreTrainedModel, model)
+    _kind_of(type(loaded), getattr(loaded, "config", None)).check(settings)
+    device = _chosen_device(settings.get("device"))
+    dtype = _chosen_dtype(settings.get("dtype", "float32"), device)
+    processor = settings.get("processor")
+    return _by_kind(_on_target(loaded, device, dtype), processor, settings)
+
+
+def _check_settings(settings: Settings) -> None:
+    unknown = set(settings) - set(Settings.__annotations__)
+    if unknown:
+        raise TypeError(
+            f"Expected settings of a model among {sorted(Settings.__annotations__)}, got "
+            f"{sorted(unknown)}."
+        )
+    for name, known in (("dtype", [*DTYPES, "auto"]), ("preprocessing", list(PREPROCESSINGS))):
+        value = settings.get(name, known[0])
         if value not in known:
             raise ValueError(f"Expected {name} to be one of {known}, got {value!r}.")
-    outside = None if isinstance(model, (str, Path)) else _from_outside(model)
-    if outside is not None:
-        _refuse_settings(device=device, dtype=dtype, preprocessing=preprocessing, question=question)
-        return outside
-    target = _chosen_device(device)
-    if isinstance(model, (str, Path)):
-        with damage_as_value_error(str(model)):
-            loaded, processor = _load_pretrained(model, processor, revision, target, dtype)
-    else:
-        _kind_of(type(model), getattr(model, "config", None))
-        loaded = _on_target(cast(PreTrainedModel, model), target, _chosen_dtype(dtype, target))
-    _check_processor(processor)
-    return _by_kind(loaded, processor, preprocessing, question)
+
+
+def _by_name(name: str, settings: Settings) -> Encoder | Matcher:
+    """Load what is called so on the command line."""
+    if ":" in name and not Path(name).exists():
+        return load_model(_imported(name), **settings)
+    with damage_as_value_error(name):
+        return _by_kind(*_load_pretrained(name, settings), settings)
 
 
 def _by_kind(
-    model: PreTrainedModel, processor: ProcessorMixin, preprocessing: str, question: str | None
+    model: PreTrainedModel, processor: Any, settings: Settings
 ) -> DualEncoder | PairModel | YesNoModel:
-    """Wrap a loaded model as what it is, or refuse settings that it would not heed."""
+    """Wrap a model of transformers as what it is."""
+    _check_processor(processor)
     kind = _kind_of(type(model), model.config)
-    if kind is YesNoModel and preprocessing == "transformers":
-        return YesNoModel(model, processor, QUESTION if question is None else question)
-    if question is not None:
-        what = "a dual encoder" if kind is DualEncoder else "a matching head"
-        raise ValueError(
-            f"Expected question to be left out for {what}, got {question!r}. It is put to "
-            "generative models."
-        )
-    if kind is DualEncoder:
-        _check_scale(model)
-        choose_image_processor(processor.image_processor, preprocessing)  # refused here, not later
-        return DualEncoder(model, processor, preprocessing)
-    if preprocessing != "transformers":
-        raise ValueError(
-            f"Expected preprocessing 'transformers' for {type(model).__name__}, got "
-            f"{preprocessing!r}. The published code scores dual encoders only."
-        )
-    return PairModel(model, processor)
+    if kind is GENERATIVE:
+        return YesNoModel(model, processor, settings.get("question") or QUESTION)
+    if kind is MATCHING_HEAD:
+        return PairModel(model, processor)
+    _check_scale(model)
+    preprocessing = settings.get("preprocessing", "transformers")
+    choose_image_processor(processor.image_processor, preprocessing)  # refused here, not later
+    return DualEncoder(model, processor, preprocessing)
 
 
 def _from_outside(model: Any) -> Encoder | Matcher | None:
-    """Wrap an object or a function; None for a model of transformers."""
+    """Wrap an object or a function; None for a module of torch without their methods."""
     if hasattr(model, "embed_images") and hasattr(model, "embed_captions"):
         return OutsideEmbedder(model)
     if hasattr(model, "score_pairs"):
@@ -129,16 +148,20 @@ def _from_outside(model: Any) -> Encoder | Matcher | None:
     )
 
 
-def _refuse_settings(**given: str | None) -> None:
-    """Refuse what a function or an object from outside would not heed."""
-    defaults = {"dtype": "float32", "preprocessing": "transformers"}
-    for name, value in given.items():
-        if value != defaults.get(name):
-            raise ValueError(
-                f"Expected {name} to be left out for a function or an object that is no model of "
-                f"transformers, got {value!r}. It gets pictures and captions as they are and runs "
-                "where it will."
-            )
+def _imported(name: str) -> Any:
+    """Import what `module:attribute` names, from the current folder too; a class is called."""
+    module_name, _, attribute = name.partition(":")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does, and other tools that take such names
+    try:
+        module = importlib.import_module(module_name)
+        found = getattr(module, attribute)
+    except (ImportError, AttributeError) as error:
+        raise ImportError(
+            f"Expected {name} to be module:attribute of something to import, got an error "
+            f"({error}). Start where the module lies, or install it."
+        ) from error
+    return found() if isinstance(found, type) else found
 
 
 def _on_target(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
@@ -166,34 +189,32 @@ def damage_as_value_error(model: str) -> Iterator[None]:
         ) from error
 
 
-def _load_pretrained(
-    model: str | Path,
-    processor: ProcessorMixin | None,
-    revision: str | None,
-    device: torch.device,
-    dtype: str,
-) -> tuple[PreTrainedModel, ProcessorMixin]:
+def _load_pretrained(model: str, settings: Settings) -> tuple[PreTrainedModel, Any]:
     if model == EMBEDDED_MODEL:
-        model = Path(__file__).parents[1] / EMBEDDED_MODEL
+        model = str(Path(__file__).parents[1] / EMBEDDED_MODEL)
+    revision = settings.get("revision")
     # One commit for all parts, even if the repository changes in between.
     commit = extract_commit_hash(cached_file(model, "config.json", revision=revision), None)
     revision = commit or revision
     # What is wrong is found out before the weights are read.
     config = AutoConfig.from_pretrained(model, revision=revision)
     model_class = _model_class(config)
-    _kind_of(model_class, config)
+    _kind_of(model_class, config).check(settings)
+    device = _chosen_device(settings.get("device"))
+    dtype = _chosen_dtype(settings.get("dtype", "float32"), device)
+    processor = settings.get("processor")
     if processor is None:
         # The PIL backend gives the same pixels on every machine and needs no torchvision.
         processor = AutoProcessor.from_pretrained(model, revision=revision, backend="pil")
     loaded = model_class.from_pretrained(
         model,
         revision=revision,
-        dtype=_chosen_dtype(dtype, device),
+        dtype=dtype,
         # AIMv2's text tower ignores its causal mask under SDPA.
         attn_implementation="eager" if config.model_type == "aimv2" else None,
     )
     loaded.config._commit_hash = commit  # As transformers 4 did; the signature tells it.
-    return loaded.to(device, _chosen_dtype(dtype, device)), processor
+    return loaded.to(device, dtype), processor
 
 
 def _model_class(config: PreTrainedConfig) -> Any:
@@ -202,21 +223,19 @@ def _model_class(config: PreTrainedConfig) -> Any:
     if named is not None and issubclass(named, PAIR_MODELS):
         return named
     found = MODEL_MAPPING.get(type(config), type(config))
-    if config.model_type in GENERATIVE and not hasattr(found, "get_text_features"):
-        return getattr(transformers, GENERATIVE[config.model_type])
+    if config.model_type in GENERATIVE_CLASSES and not hasattr(found, "get_text_features"):
+        return getattr(transformers, GENERATIVE_CLASSES[config.model_type])
     return found
 
 
-def _kind_of(
-    model_class: type, config: PreTrainedConfig | None
-) -> type[DualEncoder] | type[PairModel] | type[YesNoModel]:
+def _kind_of(model_class: type, config: PreTrainedConfig | None) -> Kind:
     if issubclass(model_class, PAIR_MODELS):
-        return PairModel
-    is_generative = config and model_class.__name__ == GENERATIVE.get(config.model_type)
+        return MATCHING_HEAD
+    is_generative = config and model_class.__name__ == GENERATIVE_CLASSES.get(config.model_type)
     if is_generative and not hasattr(model_class, "get_text_features"):
-        return YesNoModel
+        return GENERATIVE
     if hasattr(model_class, "get_image_features") and hasattr(model_class, "get_text_features"):
-        return DualEncoder
+        return DUAL_ENCODER
     raise TypeError(
         "Expected the model to be a dual encoder with get_image_features and get_text_features, a "
         "generative model of images and text, or one of "

@@ -154,7 +154,8 @@ class FunctionModel:
 
     It gets B distinct PIL images (RGB) and C distinct captions, all that these images are compared
     with, and returns (B, C) logits: an array, a tensor or nested lists. B is 1 where no
-    `batch_size` is given, so that no logit is computed that nobody needs.
+    `batch_size` is given, so that no logit is computed that nobody needs. One with an attribute
+    `describe` (see :class:`protocols.PairScorer`) has its logits kept on disk.
     """
 
     function: Callable[[list, list[str]], Any]
@@ -162,9 +163,11 @@ class FunctionModel:
     device: ClassVar[torch.device] = torch.device("cpu")
     prepare: ClassVar[Callable] = list
 
-    @property
+    @cached_property
     def identity(self) -> Identity:
-        """The function's name; what it depends on cannot be known from outside."""
+        """What it says of itself; else its name, since nobody knows what a function depends on."""
+        if hasattr(self.function, "describe"):
+            return identify_outside(self.function)
         name = getattr(self.function, "__qualname__", type(self.function).__name__)
         described = {"model": {"id": name, "revision": None, "architecture": "callable"}}
         return Identity(described, "nobody can tell what a function depends on")

@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel
+from typing_extensions import Unpack
 
 from hard_positive_metric import compute_metrics
 from hard_positives.machine import Options
+from hard_positives.models.kinds import Settings
 from hard_positives.models.loading import Encoder, Matcher, load_model
 from hard_positives.names import public_name
 from hard_positives.results.files import (
@@ -138,19 +140,15 @@ def evaluate(
     model: str | Path | PreTrainedModel | Callable,
     dataset: str | Path | Dataset | DatasetDict,
     *,
+    name: str | None = None,
     columns: Columns | None = None,
     splits: Sequence[str] | None = None,
-    processor: ProcessorMixin | None = None,
-    revision: str | None = None,
     dataset_revision: str | None = None,
-    device: str | None = None,
-    dtype: str = "float32",
-    preprocessing: str = "transformers",
-    question: str | None = None,
     batch_size: int | None = None,
     num_workers: int | None = None,
     cache: bool = True,
     progress: bool = True,
+    **settings: Unpack[Settings],
 ) -> EvaluationResult:
     """Score a model on a dataset and keep all that the numbers depend on.
 
@@ -162,6 +160,7 @@ def evaluate(
             picture count as dependent; without ``flaws``, none has any. Numbers in these become
             text, class labels their names. Images may be files that the rows name: inside the
             folder, for a folder; any regular files, for a ``Dataset`` that you made.
+        name: What the results call the model; its id, folder or class if left out.
         columns: What the columns of the dataset are; left out, those of the benchmark: ``image``,
             ``caption``, ``hard_positive`` and ``hard_negative``.
         splits: Which splits, in the order of the report; all if left out.
@@ -185,16 +184,8 @@ def evaluate(
     options = Options(batch_size, num_workers, cache, progress)
     # What is wrong with the rows shows before a model is loaded.
     benchmark = open_benchmark(dataset, columns, splits, dataset_revision)
-    scorer = load_model(
-        model,
-        processor=processor,
-        revision=revision,
-        device=device,
-        dtype=dtype,
-        preprocessing=preprocessing,
-        question=question,
-    )
-    return score_benchmark(model, scorer, benchmark, options)
+    scorer = load_model(model, **settings)
+    return score_benchmark(name or model, scorer, benchmark, options)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,10 @@ where the two are the same, the result stays.
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from typing_extensions import Unpack
+
 from hard_positives.machine import Options, is_main_process
+from hard_positives.models.kinds import Settings
 from hard_positives.models.loading import load_model
 from hard_positives.names import public_name
 from hard_positives.results.evaluation import (
@@ -28,15 +31,12 @@ def evaluate_all(
     *,
     columns: Columns | None = None,
     splits: Sequence[str] | None = None,
-    device: str | None = None,
-    dtype: str = "float32",
-    preprocessing: str = "transformers",
-    question: str | None = None,
     batch_size: int | None = None,
     num_workers: int | None = None,
     cache: bool = True,
     progress: bool = True,
     tell: Callable[[str], None] | None = None,
+    **settings: Unpack[Settings],
 ) -> list[EvaluationResult]:
     """Score every model on every dataset, and save each result as soon as it is there.
 
@@ -75,9 +75,7 @@ def evaluate_all(
             prepare_folder(place, dataset)
     results = []
     for model, of_model in zip(models, places, strict=True):
-        scorer = load_model(
-            model, device=device, dtype=dtype, preprocessing=preprocessing, question=question
-        )
+        scorer = load_model(model, **settings)
         for benchmark, place in zip(benchmarks, of_model, strict=True):
             earlier = _earlier(place)
             result = score_benchmark(model, scorer, benchmark, options, earlier)

@@ -99,7 +99,7 @@ class _Run:
         batch_size = self.options.batch_size or plan.batch_size
         self._announce(plan, batch_size)
         # Workers prepare images from here on, while captions are tokenised.
-        images = self._embedded_images(files, batch_size)
+        images = self._embedded_images(files, batch_size, plan.workers)
         captions = self._embedded_captions(self._tokenized(), batch_size)
         keep_freed_memory()
         with (
@@ -127,10 +127,12 @@ class _Run:
         missing = islice(chain(*self.images.missing), CHECKED)
         return self.encoder.preparation(open_image(self.comparisons, place) for place in missing)
 
-    def _embedded_images(self, files: PreparedImages, batch_size: int) -> Callable:
+    def _embedded_images(
+        self, files: PreparedImages, batch_size: int, workers: int | None
+    ) -> Callable:
         """Give a function that encodes the next chunk, with workers already at work."""
         chunks = iter(self.images.missing)
-        prepared = iter(self._image_loader(files, batch_size))
+        prepared = iter(self._image_loader(files, batch_size, workers))
 
         def next_chunk(bar: tqdm) -> tuple[np.ndarray, np.ndarray]:
             chunk, parts = next(chunks), []
@@ -141,9 +143,12 @@ class _Run:
 
         return next_chunk
 
-    def _image_loader(self, files: PreparedImages, batch_size: int) -> DataLoader:
+    def _image_loader(
+        self, files: PreparedImages, batch_size: int, workers: int | None
+    ) -> DataLoader:
         device = self.encoder.device.type
-        workers = image_workers(self.options.num_workers, self.images.count_missing(), device)
+        if workers is None or self.options.num_workers is not None:
+            workers = image_workers(self.options.num_workers, self.images.count_missing(), device)
         return DataLoader(
             files,
             batch_sampler=[
@@ -187,17 +192,21 @@ class _Run:
             return Plan(threads, 16)
         plan = self.cache.read_plan(threads)
         if plan is None and self.images.missing:
-            place = self.images.missing[0][0]
-            plan = fastest_plan(lambda plan: self._seconds_per_image(plan, files[place]), threads)
+            places = self.images.missing[0][:8]
+            start = time.perf_counter()
+            prepared = [files[place] for place in places]
+            preparing = (time.perf_counter() - start) / len(places)
+            seconds = partial(self._seconds_per_image, prepared[0])
+            plan = fastest_plan(seconds, preparing, threads)
             self.cache.keep_plan(threads, plan)
         return plan or Plan(threads, 16)
 
-    def _seconds_per_image(self, plan: Plan, image: Any) -> float:
-        batch = self.preparation.collate([image] * plan.batch_size)
-        with use_threads(plan.threads):
+    def _seconds_per_image(self, image: Any, threads: int, batch_size: int) -> float:
+        batch = self.preparation.collate([image] * batch_size)
+        with use_threads(threads):
             start = time.perf_counter()
             self.encoder.embed_images(self.preparation.finish(batch))
-            return (time.perf_counter() - start) / plan.batch_size
+            return (time.perf_counter() - start) / batch_size
 
     def _announce(self, plan: Plan, batch_size: int) -> None:
         device = self.encoder.device.type

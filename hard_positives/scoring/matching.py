@@ -37,8 +37,8 @@ IMAGES_PER_CHUNK = 32  # with all their captions: what a killed run does again
 
 def match_pairs(matcher: Matcher, comparisons: Comparisons, options: Options) -> np.ndarray:
     """Score each distinct pair of an image and a caption once; float32 (M,)."""
-    if isinstance(matcher, FunctionModel):
-        options = replace(options, cache=False)  # nobody can tell what it depends on
+    if isinstance(matcher, FunctionModel) and matcher.identity.problem:
+        options = replace(options, cache=False)  # as with most functions: no need to warn
     pairs, of_pair = _distinct_pairs(comparisons)
     matcher.check([comparisons.captions[place] for place in np.unique(pairs[:, 1])])
     cache = open_cache(matcher, options)

@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel
+from typing_extensions import Unpack
 
 from hard_positives.machine import Options
 from hard_positives.models.encoders import DualEncoder, OutsideEmbedder
+from hard_positives.models.kinds import Settings
 from hard_positives.models.loading import Encoder, Matcher, load_model
 from hard_positives.models.protocols import Embedder, PairScorer
 from hard_positives.scoring.encoding import encode
@@ -36,17 +38,12 @@ def score(
     model: str | Path | PreTrainedModel | Embedder | PairScorer | Callable,
     dataset: Dataset,
     *,
-    processor: ProcessorMixin | None = None,
-    revision: str | None = None,
     columns: Columns | None = None,
-    device: str | None = None,
-    dtype: str = "float32",
-    preprocessing: str = "transformers",
-    question: str | None = None,
     batch_size: int | None = None,
     num_workers: int | None = None,
     cache: bool = True,
     progress: bool = True,
+    **settings: Unpack[Settings],
 ) -> np.ndarray | list[np.ndarray]:
     """Score every row's image against every one of its captions, or its caption against images.
 
@@ -69,20 +66,8 @@ def score(
             ``model.vision_model.compile(dynamic=True)``.
         dataset: Rows with an image and captions, such as
             ``datasets.load_dataset(folder, split="replace")``.
-        processor: Prepares images and captions; read from ``model`` if that is an id or a folder.
-        revision: Branch, tag or commit of a Hub id.
         columns: What the columns of the dataset are: `hard_positives.Columns`. Left out, those of
             the benchmark: `image`, `caption`, `hard_positive`, `hard_negative`.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; the fastest present if left out.
-        dtype: The encoders' type: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"``: the
-            half precision that a short measurement finds twice as fast here, else float32.
-        preprocessing: `"transformers"` prepares images as the model's own processor does;
-            `"openai"` as the published code did, for models with CLIP's image processor (see
-            `hard_positives.models.preprocessing`). The two differ by one pixel in a quarter of all
-            image sizes.
-        question: What a generative model of images and text is asked about each pair, with `{}` in
-            the place of the caption; that of VQAScore if left out. The logit is
-            ``log P(Yes) - log P(No)`` of the next token.
         batch_size: Images per batch, and for each of them 200 tokens of captions (100 on a CPU), or
             all its pairs; chosen for the device if left out, halved when memory runs out.
         num_workers: Processes that decode images; chosen if left out.
@@ -90,6 +75,8 @@ def score(
             model that cannot be described wholly (hooks, replaced methods, unknown classes) is
             scored without, and a warning says why.
         progress: Show progress bars where stderr is a terminal.
+        **settings: How the model is loaded and asked, such as ``device="cuda"`` or
+            ``dtype="bfloat16"``: see :class:`hard_positives.models.kinds.Settings`.
 
     Returns:
         float32 array (N, K): row i belongs to row i of ``dataset``, column k to the k-th of its
@@ -111,15 +98,7 @@ def score(
     options = Options(batch_size, num_workers, cache, progress)
     # What is wrong with the rows shows before a model is loaded.
     comparisons = read_comparisons(dataset, columns)
-    scorer = load_model(
-        model,
-        processor=processor,
-        revision=revision,
-        device=device,
-        dtype=dtype,
-        preprocessing=preprocessing,
-        question=question,
-    )
+    scorer = load_model(model, **settings)
     return comparisons.listed(score_comparisons(scorer, comparisons, options))
 
 

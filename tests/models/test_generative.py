@@ -441,7 +441,7 @@ def test_questions_and_captions_that_would_be_misread_are_refused(triples):
     rows = triples.map(lambda row: {"caption": row["caption"] + "<image>"})
     with pytest.raises(ValueError, match="got the model's own token '<image>'"):
         score(model, rows, processor=processor)
-    with pytest.raises(ValueError, match="Expected question to be left out for a dual encoder"):
+    with pytest.raises(ValueError, match="Expected question to be left out for dual encoders"):
         score("shapes_clip", triples, question="{}?")
 
 

@@ -127,7 +127,7 @@ def test_an_unknown_preprocessing_is_refused_before_a_model_is_loaded(triples):
 
 
 def test_a_function_prepares_its_pictures_itself(triples):
-    with pytest.raises(ValueError, match="left out for a function"):
+    with pytest.raises(ValueError, match="left out for functions and objects"):
         score(lambda images, captions: None, triples, preprocessing="openai")
 
 

@@ -19,7 +19,7 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
 from hard_positive_metric import compute_metrics
-from hard_positives import EvaluationResult, evaluate, score
+from hard_positives import EvaluationResult, evaluate, machine, score
 from hard_positives.machine import Plan, fastest_plan
 from hard_positives.models import encoders
 from hard_positives.scoring import encoding
@@ -293,9 +293,9 @@ def measured(monkeypatch) -> list[Plan]:
     """Pretends that a batch of 64 is best, and two threads on a machine that shows eight."""
     plans = []
 
-    def seconds(self, plan: Plan, image) -> float:
-        plans.append(plan)
-        return abs(plan.threads - 2) + 1 / plan.batch_size
+    def seconds(self, image, threads: int, batch_size: int) -> float:
+        plans.append(Plan(threads, batch_size))
+        return abs(threads - 2) + 1 / batch_size
 
     monkeypatch.setattr(encoding, "MEASURED_FROM", 5)
     monkeypatch.setattr(encoding._Run, "_seconds_per_image", seconds)
@@ -304,15 +304,25 @@ def measured(monkeypatch) -> list[Plan]:
     return plans
 
 
-def test_threads_are_halved_while_that_helps():
+def test_threads_are_halved_while_that_helps(monkeypatch):
+    monkeypatch.setattr(machine, "cores", lambda: 8)
     tried = []
 
-    def seconds(plan: Plan) -> float:
-        tried.append(plan.threads)
-        return abs(plan.threads - 2) + 1 / plan.batch_size
+    def seconds(threads: int, batch_size: int) -> float:
+        tried.append(threads)
+        return abs(threads - 2) + 1 / batch_size
 
-    assert fastest_plan(seconds, 8) == Plan(2, 64)
+    assert fastest_plan(seconds, 1e-3, 8) == Plan(2, 64, 1)
     assert tried == [8, 8, 4, 2, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("running", "plan"),
+    [({1: 150.0, 2: 75.0}, Plan(2, 16, 1)), ({1: 1.6, 2: 1.07}, Plan(1, 16, 2))],
+)
+def test_cores_go_to_whatever_is_the_wall(monkeypatch, running, plan):
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    assert fastest_plan(lambda threads, batch_size: running[threads], 3.3, 2) == plan
 
 
 def test_the_threads_of_the_plan_are_used_and_then_as_many_as_before(

@@ -1,0 +1,116 @@
+"""The kinds of models that can be scored: what each is called by, needs, and can be told.
+
+`loading` finds out which kind a model is; `hard-positives models` lists them.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from transformers import ProcessorMixin
+from typing_extensions import TypedDict
+
+
+class Settings(TypedDict, total=False):
+    """How a model is loaded and asked. No kind of model takes all of them; others are refused.
+
+    Attributes:
+        processor: Prepares images and captions, for a loaded model of transformers; read from the
+            model if that is an id or a folder.
+        revision: Branch, tag or commit of a Hub id.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; the fastest present if left out.
+        dtype: The model's type: ``"float32"`` (if left out), ``"bfloat16"``, ``"float16"``, or
+            ``"auto"``: the half precision that a short measurement finds twice as fast here, else
+            float32. Similarities, and the logits of answers, are float32 whatever the type.
+        preprocessing: `"transformers"` (if left out) prepares images as the model's own processor
+            does; `"openai"` as the published code did, for models with CLIP's image processor (see
+            `hard_positives.models.preprocessing`). The two differ by one pixel in a quarter of all
+            image sizes.
+        question: What a generative model is asked about each pair, with `{}` in the place of the
+            caption; that of VQAScore if left out. The logit is ``log P(Yes) - log P(No)`` of the
+            next token.
+    """
+
+    processor: ProcessorMixin | None
+    revision: str | None
+    device: str | None
+    dtype: str
+    preprocessing: str
+    question: str | None
+
+
+DEFAULTS: dict[str, Any] = {"dtype": "float32", "preprocessing": "transformers"}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of model.
+
+    Attributes:
+        name: In the plural, for sentences and tables.
+        example: How one is named on the command line.
+        logit: What its logits are.
+        settings: Which of `Settings` it heeds.
+        extra: What of this project's extras it needs, and the package that this brings.
+    """
+
+    name: str
+    example: str
+    logit: str
+    settings: frozenset[str]
+    extra: tuple[str, str] | None = None
+
+    def check(self, settings: Settings) -> None:
+        """Refuse what this kind would not heed, and say which package it lacks.
+
+        Raises:
+            ValueError: A setting that it does not heed.
+            ImportError: Its extra is not installed.
+        """
+        for name, value in given(settings):
+            if name not in self.settings:
+                raise ValueError(
+                    f"Expected {name} to be left out for {self.name}, got {value!r}. They heed: "
+                    f"{', '.join(sorted(self.settings)) or 'no settings'}."
+                )
+        if self.extra and find_spec(self.extra[1]) is None:
+            raise ImportError(
+                f"Expected the package {self.extra[1]} to be installed for {self.name}, got none. "
+                f"Run: pip install 'hard-positives[{self.extra[0]}]'"
+            )
+
+
+def given(settings: Settings) -> Iterable[tuple[str, Any]]:
+    """Yield the settings that are not as if left out."""
+    for name, value in settings.items():
+        if value is not None and value != DEFAULTS.get(name):
+            yield name, value
+
+
+_LOADED = {"processor", "revision", "device", "dtype"}
+DUAL_ENCODER = Kind(
+    "dual encoders",
+    "openai/clip-vit-base-patch32",
+    "scaled cosine of the two embeddings",
+    frozenset(_LOADED | {"preprocessing"}),
+)
+MATCHING_HEAD = Kind(
+    "matching heads",
+    "Salesforce/blip-itm-base-coco",
+    "match minus no match",
+    frozenset(_LOADED),
+)
+GENERATIVE = Kind(
+    "generative models",
+    "Qwen/Qwen3-VL-2B-Instruct",
+    "log P(Yes) - log P(No) of the next token",
+    frozenset(_LOADED | {"question"}),
+)
+PYTHON = Kind(
+    "functions and objects of your own",
+    "my_module:my_model",
+    "whatever it returns",
+    frozenset(),
+)
+KINDS = (DUAL_ENCODER, MATCHING_HEAD, GENERATIVE, PYTHON)
