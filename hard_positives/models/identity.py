@@ -44,6 +44,7 @@ _NOT_OF_MODULES |= {"rope_deltas", "_output_capturing_hooks_installed"}  # of th
 _PLANS_AND_KEYS = re.compile("_(tp|pp|ep|fsdp)_plan|_keep_in_fp32.*|_keys_to_ignore.*")
 _NOT_OF_TOKENIZERS = {"name_or_path", "init_inputs", "init_kwargs", "deprecation_warnings"}
 _NOT_OF_TOKENIZERS |= {"_tokenizer", "verbose", "backend", "files_loaded"}
+_IN_THE_BACKEND = {"_merges", "_vocab"}  # of which it was made
 
 
 @dataclass(frozen=True)
@@ -283,8 +284,9 @@ def _image_processor_state(image_processor: Any) -> Any:
 
 
 def _tokenizer_state(tokenizer: Any) -> Any:
-    state = {name: v for name, v in vars(tokenizer).items() if name not in _NOT_OF_TOKENIZERS}
     backend = getattr(tokenizer, "backend_tokenizer", None)
+    left_out = _NOT_OF_TOKENIZERS if backend is None else _NOT_OF_TOKENIZERS | _IN_THE_BACKEND
+    state = {name: v for name, v in vars(tokenizer).items() if name not in left_out}
     if backend is not None:
         content = json.loads(backend.to_str())
         for of_the_last_call in ("padding", "truncation"):
