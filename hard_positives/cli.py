@@ -201,6 +201,13 @@ def evaluate(
             "caption, to be answered by Yes or No. VQAScore's if left out."
         ),
     ] = None,
+    likelihood: Annotated[
+        bool,
+        typer.Option(
+            "--likelihood",
+            help="Score a generative model by log P(caption | image) in the place of a question.",
+        ),
+    ] = False,
     batch_size: Annotated[
         int | None, typer.Option(help="Images per batch. Chosen for the device if left out.")
     ] = None,
@@ -311,6 +318,7 @@ def evaluate(
         "dtype": dtype,
         "preprocessing": preprocessing,
         "question": question,
+        "likelihood": likelihood,
         "batch_size": batch_size,
         "num_workers": workers,
         "cache": cache,

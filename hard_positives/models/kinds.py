@@ -30,6 +30,9 @@ class Settings(TypedDict, total=False):
         question: What a generative model is asked about each pair, with `{}` in the place of the
             caption; that of VQAScore if left out. The logit is ``log P(Yes) - log P(No)`` of the
             next token.
+        likelihood: Score a generative model by what it says of its own: the logit is
+            ``log P(caption | image)``, the sum over the caption's tokens (VisualGPTScore). No
+            question is asked then.
     """
 
     processor: ProcessorMixin | None
@@ -38,9 +41,14 @@ class Settings(TypedDict, total=False):
     dtype: str
     preprocessing: str
     question: str | None
+    likelihood: bool
 
 
-DEFAULTS: dict[str, Any] = {"dtype": "float32", "preprocessing": "transformers"}
+DEFAULTS: dict[str, Any] = {
+    "dtype": "float32",
+    "preprocessing": "transformers",
+    "likelihood": False,
+}
 
 
 @dataclass(frozen=True)
@@ -104,8 +112,8 @@ MATCHING_HEAD = Kind(
 GENERATIVE = Kind(
     "generative models",
     "Qwen/Qwen3-VL-2B-Instruct",
-    "log P(Yes) - log P(No) of the next token",
-    frozenset(_LOADED | {"question"}),
+    "log P(Yes) - log P(No) of the next token, or log P(caption | image)",
+    frozenset(_LOADED | {"question", "likelihood"}),
 )
 PYTHON = Kind(
     "functions and objects of your own",

@@ -32,7 +32,7 @@ from typing_extensions import Unpack
 
 from hard_positives.machine import processes
 from hard_positives.models.encoders import DualEncoder, OutsideEmbedder
-from hard_positives.models.generative import QUESTION, YesNoModel
+from hard_positives.models.generative import QUESTION, GenerativeModel, LikelihoodModel, YesNoModel
 from hard_positives.models.kinds import (
     DUAL_ENCODER,
     GENERATIVE,
@@ -54,7 +54,7 @@ PAIR_MODELS = (
 )
 EMBEDDED_MODEL = "shapes_clip"
 Encoder = DualEncoder | OutsideEmbedder
-Matcher = PairModel | YesNoModel | OutsidePairScorer | FunctionModel
+Matcher = PairModel | GenerativeModel | OutsidePairScorer | FunctionModel
 GENERATIVE_CLASSES = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
@@ -106,6 +106,11 @@ def _check_settings(settings: Settings) -> None:
         value = settings.get(name, known[0])
         if value not in known:
             raise ValueError(f"Expected {name} to be one of {known}, got {value!r}.")
+    if settings.get("likelihood") and settings.get("question") is not None:
+        raise ValueError(
+            f"Expected question to be left out with likelihood, got {settings['question']!r}. "
+            "Choose one of the two."
+        )
 
 
 def _by_name(name: str, settings: Settings) -> Encoder | Matcher:
@@ -118,10 +123,12 @@ def _by_name(name: str, settings: Settings) -> Encoder | Matcher:
 
 def _by_kind(
     model: PreTrainedModel, processor: Any, settings: Settings
-) -> DualEncoder | PairModel | YesNoModel:
+) -> DualEncoder | PairModel | GenerativeModel:
     """Wrap a model of transformers as what it is."""
     _check_processor(processor)
     kind = _kind_of(type(model), model.config)
+    if kind is GENERATIVE and settings.get("likelihood"):
+        return LikelihoodModel(model, processor)
     if kind is GENERATIVE:
         return YesNoModel(model, processor, settings.get("question") or QUESTION)
     if kind is MATCHING_HEAD:

@@ -28,7 +28,7 @@ def command_of(result: EvaluationResult) -> str | None:
         command += ["--preprocessing", preprocessing]
     asked = signature.get("asked", {}).get("question", QUESTION)
     if asked != QUESTION:
-        command += ["--question", asked]
+        command += ["--likelihood"] if asked is None else ["--question", asked]
     return shlex.join([*command, "--dtype", signature["dtype"], "--device", signature["device"]])
 
 

@@ -27,6 +27,7 @@ from hard_positives.scoring.sharing import (
     open_cache,
     progress_bar,
     share_out,
+    tell,
 )
 from hard_positives.suite.comparisons import Comparisons
 from hard_positives.suite.rows import open_image
@@ -55,6 +56,8 @@ def match_pairs(matcher: Matcher, comparisons: Comparisons, options: Options) ->
                 captions = [comparisons.captions[place] for place in pairs[batch, 1]]
                 _, of_image = np.unique(pairs[batch, 0], return_inverse=True)
                 logits.append(matcher.score_pairs(next(prepared), of_image, captions))
+                if chunk is share.missing[0] and len(logits) == 1:
+                    tell(getattr(matcher, "way", ""), options)
                 bar.update(len(batch))
             of_chunk = np.concatenate([np.asarray(part) for part in logits])[:, None]
             cache.add(share.digests[chunk], of_chunk)

@@ -186,12 +186,16 @@ def progress_bar(share: Share, options: Options) -> tqdm:
 
 def announce(how: str, shares: Sequence[Share], options: Options) -> None:
     """Say how it will be computed, and how much."""
-    if not (options.progress and is_main_process()):
-        return
     number = processes().num_processes
     here = f", the share of one of {number} processes" if number > 1 else ""
     counts = [
         f"{share.count_missing():,} of {len(share.digests):,} distinct {share.name}"
         for share in shares
     ]
-    tqdm.write(f"{how}. To compute: {', '.join(counts)}{here}.", file=sys.stderr)
+    tell(f"{how}. To compute: {', '.join(counts)}{here}.", options)
+
+
+def tell(sentence: str, options: Options) -> None:
+    """Print a line beside the progress bars, if there is one to print."""
+    if sentence and options.progress and is_main_process():
+        tqdm.write(sentence, file=sys.stderr)

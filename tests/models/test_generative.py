@@ -10,7 +10,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from hard_positives import evaluate, score
 from hard_positives.machine import Options
-from hard_positives.models.generative import QUESTION, YesNoModel
+from hard_positives.models import generative
+from hard_positives.models.generative import QUESTION, LikelihoodModel, YesNoModel
 from hard_positives.models.loading import load_model
 from hard_positives.scoring.score import score_comparisons
 from hard_positives.suite.comparisons import CAPTION_COLUMNS, read_comparisons
@@ -20,7 +21,7 @@ SPECIAL += ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|
 SPECIAL += ["<boi>", "<eoi>", "<image_soft_token>", "<img>", "</img>", "<IMG_CONTEXT>"]
 SPECIAL += ["<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
 TEMPLATE = (
-    "{% for message in messages %}<|user|>{% for part in message['content'] %}"
+    "{% for message in messages %}<|{{ message['role'] }}|>{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}IMAGE{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
@@ -336,6 +337,76 @@ def test_what_captions_share_is_computed_once_and_changes_nothing(family, triple
     np.testing.assert_allclose(by_prefix, plain, atol=1e-4, rtol=0)
 
 
+def own_likelihoods(model, processor, rows) -> np.ndarray:
+    """One pair at a time: all log-probabilities, and those of the caption's tokens added up."""
+    logits = []
+    for row in rows:
+        for name in CAPTION_COLUMNS:
+            picture = {"type": "image", "image": row["image"].convert("RGB")}
+            messages = [{"role": "user", "content": [picture]}]
+            inputs = processor.apply_chat_template(
+                messages,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+            )
+            begin = inputs["input_ids"].shape[1]
+            caption = processor.tokenizer(row[name], add_special_tokens=False)["input_ids"]
+            shape = inputs["input_ids"].shape
+            for field, values in list(inputs.items()):
+                if values.shape == shape and field != "input_ids":
+                    inputs[field] = torch.cat(
+                        [values, values[:, -1:].expand(1, len(caption))], dim=1
+                    )
+            inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([caption])], dim=1)
+            with torch.no_grad():
+                every = model(**inputs).logits[0].log_softmax(-1)
+            logits.append(
+                sum(float(every[begin - 1 + at, token]) for at, token in enumerate(caption))
+            )
+    return np.array(logits).reshape(-1, 3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_likelihood_of_a_caption_is_that_of_its_tokens(family, triples, monkeypatch):
+    monkeypatch.setattr(generative, "VOCABULARY_PER_STEP", 64)
+    model, processor = make(family)
+    rows = triples.select(range(0, 40, 4))
+    expected = own_likelihoods(model, processor, rows)
+    assert np.ptp(expected, axis=1).min() > 1e-3
+    for exact in (True, False):
+        if not exact:
+            monkeypatch.setattr(LikelihoodModel, "_prefix_is_exact", lambda *parts: False)
+        scorer, logits = scored(family, rows, likelihood=True)
+        assert isinstance(scorer, LikelihoodModel)
+        assert scorer._uses_prefix == [exact]
+        np.testing.assert_allclose(logits, expected, atol=2e-3, rtol=0)
+
+
+def test_a_likelihood_is_asked_for_alone_and_of_captions_that_begin_with_a_token(triples):
+    model, processor = make("llava")
+    with pytest.raises(ValueError, match="question to be left out with likelihood"):
+        score(model, triples, processor=processor, likelihood=True, question="{}?")
+    with pytest.raises(ValueError, match="Expected likelihood to be left out for dual encoders"):
+        score("shapes_clip", triples, likelihood=True)
+    processor.chat_template += '{% if add_generation_prompt %} "{% else %}{% endif %}'
+    processor.chat_template = processor.chat_template.replace("<|{{ message", "<|{{ message")
+    quoted = triples.map(lambda row: {"caption": '"' + row["caption"]})
+    with pytest.raises(ValueError, match="to begin with a token of its own, got"):
+        score(model, quoted, processor=processor, likelihood=True)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_line_says_whether_the_prefix_is_used(triples, monkeypatch, capsys, exact):
+    if not exact:
+        monkeypatch.delattr(hf.Cache, "batch_repeat_interleave")
+    model, processor = make("llava")
+    score(model, triples.select(range(8)), processor=processor, cache=False)
+    said = "computed once per picture" if exact else "computed as a whole"
+    assert capsys.readouterr().err.count(said) == 1
+
+
 def test_the_prefix_saves_tokens_of_pictures(triples, monkeypatch):
     tokens = []
 
@@ -396,7 +467,7 @@ def test_logits_are_kept_apart_by_question_and_template(triples, tmp_path, monke
     other = score(model, triples, processor=processor, question="Is it true that {}?")
     assert sum(pairs) == 2 * number
     assert not np.allclose(first, other)
-    processor.chat_template = processor.chat_template.replace("<|user|>", "<|user|>\n")
+    processor.chat_template = processor.chat_template.replace("|>{%", "|>\n{%", 1)
     score(model, triples, processor=processor)
     assert sum(pairs) == 3 * number
 
