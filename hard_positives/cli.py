@@ -46,6 +46,18 @@ def _hush(quiet: bool) -> bool:
     return quiet
 
 
+def _json_object(text: str) -> dict[str, Any]:
+    import json
+
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"Expected JSON, got {text!r} ({error}).") from error
+    if not isinstance(values, dict):
+        raise typer.BadParameter(f"Expected a JSON object, got {text!r}.")
+    return values
+
+
 Quiet = Annotated[
     bool,
     typer.Option(
@@ -208,6 +220,18 @@ def evaluate(
             help="Score a generative model by log P(caption | image) in the place of a question.",
         ),
     ] = False,
+    adapter: Annotated[
+        str | None, typer.Option(help="Hub id or folder of a PEFT adapter for the model.")
+    ] = None,
+    model_kwargs: Annotated[
+        dict | None,
+        typer.Option(
+            metavar="JSON",
+            parser=_json_object,
+            help="What else transformers' from_pretrained takes, such as "
+            '\'{"device_map": "auto"}\' for several GPUs.',
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images per batch. Chosen for the device if left out.")
     ] = None,
@@ -319,6 +343,8 @@ def evaluate(
         "preprocessing": preprocessing,
         "question": question,
         "likelihood": likelihood,
+        "adapter": adapter,
+        "model_kwargs": model_kwargs,
         "batch_size": batch_size,
         "num_workers": workers,
         "cache": cache,
@@ -373,6 +399,32 @@ def _show_all(results: list["EvaluationResult"], *, as_json: bool) -> None:
     rich.print(render_summary(results))
     for result in results:
         typer.echo(printable(result.signature_line))
+
+
+@app.command()
+@_in_sentences()
+def models(as_json: Json = False) -> None:
+    """List the kinds of models that can be scored, with an example of each and what it needs."""
+    import json
+
+    import rich
+
+    from hard_positives.models.kinds import KINDS, kinds_table
+
+    if not as_json:
+        rich.print(kinds_table())
+        return
+    listed = [
+        {
+            "name": kind.name,
+            "example": kind.example,
+            "logit": kind.logit,
+            "settings": sorted(kind.settings),
+            "needs": kind.needs,
+        }
+        for kind in KINDS
+    ]
+    typer.echo(json.dumps(listed, indent=2))
 
 
 @app.command()

@@ -373,8 +373,8 @@ class LikelihoodModel(GenerativeModel):
         tokens = [
             token for text, n in zip(ids, numbers, strict=True) for token in text[len(text) - n :]
         ]
-        states = torch.cat([of_text[:-1] for of_text in hidden])
         head = self.model.get_output_embeddings()
+        states = torch.cat([of_text[:-1] for of_text in hidden]).to(head.weight.device)
         # A vocabulary of 150,000 in float32 would take more memory than some models.
         starts = range(0, len(head.weight), VOCABULARY_PER_STEP)
         parts = [slice(start, start + VOCABULARY_PER_STEP) for start in starts]
@@ -391,6 +391,7 @@ def _logits(
 ) -> torch.Tensor:
     """Apply the last layer to hidden states (..., D), for some tokens; float32."""
     head = model.get_output_embeddings()
+    hidden = hidden.to(head.weight.device)  # a model may lie on several
     logits = hidden.float() @ head.weight[tokens].float().T
     bias = getattr(head, "bias", None)
     return logits if bias is None else logits + bias[tokens].float()

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.hooks import AlignDevicesHook, SequentialHook
 from PIL import ImageFile
 from torch.nn.modules import module as torch_module
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
@@ -32,7 +33,16 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 # Whose code is known by its version. Remote code has no version that could be told.
 _KNOWN_PACKAGES = {"torch", "transformers", "tokenizers", "peft", "huggingface_hub", "numpy"}
 _KNOWN_PACKAGES |= {"hard_positives", *sys.stdlib_module_names}
-_VERSIONS = ("numpy", "peft", "pillow", "tokenizers", "torch", "torchvision", "transformers")
+_VERSIONS = (
+    "accelerate",
+    "numpy",
+    "peft",
+    "pillow",
+    "tokenizers",
+    "torch",
+    "torchvision",
+    "transformers",
+)
 _CAPTURING = "transformers.utils.output_capturing"  # its hooks note outputs and change none
 # Names, and what concerns loading, saving and training: none of it changes a logit.
 _NOT_OF_CONFIGS = {"_name_or_path", "name_or_path", "transformers_version", "architectures"}
@@ -40,7 +50,9 @@ _NOT_OF_CONFIGS |= {"dtype", "torch_dtype", "_commit_hash", "base_model_name_or_
 _NOT_OF_MODULES = {*vars(torch.nn.Module()), "name_or_path", "gradient_checkpointing"}
 _NOT_OF_MODULES |= {"_is_hf_initialized", "_weight_conversions", "all_tied_weights_keys"}
 _NOT_OF_MODULES |= {"_no_split_modules", "_skip_keys_device_placement"}
+_NOT_OF_MODULES |= {"_hf_hook", "_old_forward", "hf_device_map"}  # on which device it runs
 _NOT_OF_MODULES |= {"rope_deltas", "_output_capturing_hooks_installed"}  # of the last call
+_MOVING = {"to", "cuda", "xpu", "npu"}  # accelerate has them warn
 _PLANS_AND_KEYS = re.compile("_(tp|pp|ep|fsdp)_plan|_keep_in_fp32.*|_keys_to_ignore.*")
 _NOT_OF_TOKENIZERS = {"name_or_path", "init_inputs", "init_kwargs", "deprecation_warnings"}
 _NOT_OF_TOKENIZERS |= {"_tokenizer", "verbose", "backend", "files_loaded"}
@@ -234,8 +246,17 @@ def unknown_code(part: Any) -> Iterator[str]:
 def _replaced_methods(part: Any) -> Iterator[str]:
     for name, value in _attributes_of(part).items():
         of_class = getattr(type(part), name, None)
+        if name in _MOVING or (name == "forward" and _is_dispatched(part)):
+            continue
         if name != "_compiled_call_impl" and callable(value) and callable(of_class):
             yield f"a {name} of its own"
+
+
+def _is_dispatched(part: Any) -> bool:
+    """Whether accelerate moves a module's inputs to its device, and does no more."""
+    hook = _attributes_of(part).get("_hf_hook")
+    hooks = hook.hooks if type(hook) is SequentialHook else [hook]
+    return all(type(one) is AlignDevicesHook for one in hooks)
 
 
 @cache
@@ -270,10 +291,11 @@ def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
 
 
 def _attributes(module: torch.nn.Module) -> dict[str, Any]:
+    of_dispatching = _MOVING | {"forward"} if _is_dispatched(module) else _MOVING
     return {
         name: "compiled" if name == "_compiled_call_impl" else _plain(value)
         for name, value in sorted(vars(module).items())
-        if name not in _NOT_OF_MODULES
+        if name not in _NOT_OF_MODULES | of_dispatching
         and not _PLANS_AND_KEYS.fullmatch(name)
         and name not in ("config", "peft_config", "generation_config")
     }
@@ -326,7 +348,7 @@ def _plain(value: Any) -> Any:  # noqa: C901, PLR0911 a case for each kind
     if hasattr(value, "serialized_model_proto"):  # SentencePiece
         return hashlib.sha256(value.serialized_model_proto()).hexdigest()
     kind: Any = type(value)
-    if not isinstance(value, torch.nn.Module) and not _unknown_code_of_class(kind):
+    if not isinstance(value, (torch.nn.Module, type)) and not _unknown_code_of_class(kind):
         return [_class_name(type(value)), _plain(_state(value))]
     raise _UndescribableError(f"{type(value).__module__}.{type(value).__qualname__}")
 

@@ -6,10 +6,15 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from transformers import ProcessorMixin
+from rich.markup import escape
+from rich.table import Table
 from typing_extensions import TypedDict
+
+if TYPE_CHECKING:  # so that `hard-positives models` answers at once
+    from transformers import ProcessorMixin
 
 
 class Settings(TypedDict, total=False):
@@ -33,15 +38,21 @@ class Settings(TypedDict, total=False):
         likelihood: Score a generative model by what it says of its own: the logit is
             ``log P(caption | image)``, the sum over the caption's tokens (VisualGPTScore). No
             question is asked then.
+        adapter: Hub id or folder of a PEFT adapter (LoRA and others), put on the model's weights.
+        model_kwargs: What else transformers' ``from_pretrained`` takes, such as
+            ``{"device_map": "auto"}`` for a model over several GPUs or
+            ``{"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}``.
     """
 
-    processor: ProcessorMixin | None
+    processor: "ProcessorMixin | None"
     revision: str | None
     device: str | None
     dtype: str
     preprocessing: str
     question: str | None
     likelihood: bool
+    adapter: str | Path | None
+    model_kwargs: dict[str, Any] | None
 
 
 DEFAULTS: dict[str, Any] = {
@@ -69,6 +80,13 @@ class Kind:
     settings: frozenset[str]
     extra: tuple[str, str] | None = None
 
+    @property
+    def needs(self) -> str:
+        """The command that installs what is missing; empty where nothing is."""
+        if self.extra is None or find_spec(self.extra[1]):
+            return ""
+        return f"pip install 'hard-positives[{self.extra[0]}]'"
+
     def check(self, settings: Settings) -> None:
         """Refuse what this kind would not heed, and say which package it lacks.
 
@@ -82,11 +100,19 @@ class Kind:
                     f"Expected {name} to be left out for {self.name}, got {value!r}. They heed: "
                     f"{', '.join(sorted(self.settings)) or 'no settings'}."
                 )
-        if self.extra and find_spec(self.extra[1]) is None:
-            raise ImportError(
-                f"Expected the package {self.extra[1]} to be installed for {self.name}, got none. "
-                f"Run: pip install 'hard-positives[{self.extra[0]}]'"
-            )
+        if self.extra:
+            check_package(*self.extra, self.name)
+        if settings.get("adapter"):
+            check_package("peft", "peft", "adapters")
+
+
+def check_package(extra: str, package: str, purpose: str) -> None:
+    """Refuse to begin without a package, and say which extra of this project brings it."""
+    if find_spec(package) is None:
+        raise ImportError(
+            f"Expected the package {package} to be installed for {purpose}, got none. Run: "
+            f"pip install 'hard-positives[{extra}]'"
+        )
 
 
 def given(settings: Settings) -> Iterable[tuple[str, Any]]:
@@ -96,7 +122,7 @@ def given(settings: Settings) -> Iterable[tuple[str, Any]]:
             yield name, value
 
 
-_LOADED = {"processor", "revision", "device", "dtype"}
+_LOADED = {"processor", "revision", "device", "dtype", "adapter", "model_kwargs"}
 DUAL_ENCODER = Kind(
     "dual encoders",
     "openai/clip-vit-base-patch32",
@@ -122,3 +148,19 @@ PYTHON = Kind(
     frozenset(),
 )
 KINDS = (DUAL_ENCODER, MATCHING_HEAD, GENERATIVE, PYTHON)
+
+
+def kinds_table() -> Table:
+    """Lay out all kinds: an example of each, what its logit is, what can be set."""
+    table = Table(title="hard-positives evaluate MODEL", show_lines=True)
+    table.add_column("MODEL, for example", no_wrap=True)
+    table.add_column("Kind, logit, options")
+    for kind in KINDS:
+        described = f"[bold]{kind.name}[/bold]\nlogit: {kind.logit}"
+        options = [f"--{name.replace('_', '-')}" for name in sorted(kind.settings - {"processor"})]
+        if options:
+            described += f"\n[dim]{' '.join(options)}[/dim]"
+        if kind.needs:
+            described += f"\n[yellow]{escape(kind.needs)}[/yellow]"
+        table.add_row(kind.example, described)
+    return table

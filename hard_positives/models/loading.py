@@ -44,6 +44,7 @@ from hard_positives.models.kinds import (
 from hard_positives.models.pairs import FunctionModel, OutsidePairScorer, PairModel
 from hard_positives.models.preprocessing import PREPROCESSINGS, choose_image_processor
 from hard_positives.models.protocols import Embedder, PairScorer
+from hard_positives.names import public_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PAIR_MODELS = (
@@ -82,11 +83,12 @@ def load_model(
     if outside is not None:
         PYTHON.check(settings)
         return outside
-    if settings.get("revision"):
-        raise ValueError(
-            f"Expected revision to be left out for a loaded model, got {settings['revision']!r}. "
-            "Give the Hub id instead."
-        )
+    for name in ("revision", "adapter", "model_kwargs"):
+        if settings.get(name):
+            raise ValueError(
+                f"Expected {name} to be left out for a loaded model, got {settings[name]!r}. Load "
+                "the model with it, or give its Hub id or folder."
+            )
     loaded = cast(PreTrainedModel, model)
     _kind_of(type(loaded), getattr(loaded, "config", None)).check(settings)
     device = _chosen_device(settings.get("device"))
@@ -213,15 +215,36 @@ def _load_pretrained(model: str, settings: Settings) -> tuple[PreTrainedModel, A
     if processor is None:
         # The PIL backend gives the same pixels on every machine and needs no torchvision.
         processor = AutoProcessor.from_pretrained(model, revision=revision, backend="pil")
-    loaded = model_class.from_pretrained(
-        model,
-        revision=revision,
-        dtype=dtype,
-        # AIMv2's text tower ignores its causal mask under SDPA.
-        attn_implementation="eager" if config.model_type == "aimv2" else None,
-    )
+    # AIMv2's text tower ignores its causal mask under SDPA.
+    own = {"attn_implementation": "eager"} if config.model_type == "aimv2" else {}
+    own |= settings.get("model_kwargs") or {}
+    if "device_map" in own and processes().num_processes > 1:
+        raise ValueError(
+            f"Expected device_map to be left out under {processes().num_processes} processes, got "
+            f"{own['device_map']!r}. Each holds a whole copy; start one process instead."
+        )
+    loaded = model_class.from_pretrained(model, revision=revision, dtype=dtype, **own)
     loaded.config._commit_hash = commit  # As transformers 4 did; the signature tells it.
-    return loaded.to(device, dtype), processor
+    if settings.get("adapter"):
+        _put_on(loaded, settings["adapter"])
+    is_placed = hasattr(loaded, "hf_device_map") or getattr(loaded, "is_quantized", False)
+    return loaded if is_placed else loaded.to(device, dtype), processor
+
+
+def _put_on(model: PreTrainedModel, adapter: str | Path) -> None:
+    """Load an adapter into a model, under a name that the signature tells; whole, or not at all."""
+    name = str(public_name(adapter)).replace("/", "--").replace(".", "_")
+    try:
+        info = model.load_adapter(str(adapter), adapter_name=name)
+        wrong = [*info.missing_keys, *info.unexpected_keys]
+        got = f"{len(wrong)} weights that are missing or have no place, first {wrong[:1]}"
+    except RuntimeError:  # transformers has logged which
+        wrong, got = [""], "weights of other sizes"
+    if wrong:
+        raise ValueError(
+            f"Expected the adapter {adapter} to fit {type(model).__name__}, got {got}. Give the "
+            "model that it was trained on."
+        )
 
 
 def _model_class(config: PreTrainedConfig) -> Any:

@@ -96,6 +96,7 @@ class EvaluationResult:
         processor = signature.get("processor") or {}
         parts = {
             "model": _at(model["id"], model.get("revision")),
+            "adapter": "+".join(model.get("adapters") or []),
             "weights": (model.get("weights_sha256") or "")[:8],
             "images": processor.get("preprocessing"),
             "question": _short_hash(signature.get("asked")),

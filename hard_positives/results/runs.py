@@ -29,6 +29,8 @@ def command_of(result: EvaluationResult) -> str | None:
     asked = signature.get("asked", {}).get("question", QUESTION)
     if asked != QUESTION:
         command += ["--likelihood"] if asked is None else ["--question", asked]
+    for adapter in signature["model"].get("adapters") or []:
+        command += ["--adapter", adapter]
     return shlex.join([*command, "--dtype", signature["dtype"], "--device", signature["device"]])
 
 
