@@ -45,11 +45,13 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--ways", nargs="+", default=["per pair", "plain", "prefix"])
     options = parser.parse_args()
     rows = rows_by_image(next(iter(load_source(options.dataset).splits.values())), options.rows)
     captions = [text for name in CAPTION_COLUMNS for text in rows[name]]
-    model, processor = random_llava(captions, options)
+    model, processor = random_llava(captions, options.hidden, options.layers)
+    model = model.to(options.device, getattr(torch, options.dtype))
     images = len(set(rows["image_id"]))
     weights = sum(values.numel() for values in model.parameters())
     print(f"{len(rows):,} rows, {images:,} images, {weights / 1e6:.0f} million weights")
@@ -72,7 +74,10 @@ def rows_by_image(rows, number: int):
     return rows.select(range(chosen))
 
 
-def random_llava(captions: list[str], options) -> tuple[hf.PreTrainedModel, hf.ProcessorMixin]:
+def random_llava(
+    captions: list[str], hidden: int, layers: int, image_size: int = 224
+) -> tuple[hf.PreTrainedModel, hf.ProcessorMixin]:
+    """Make a LLaVA of random weights, with a tokenizer for such captions."""
     torch.manual_seed(0)
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -92,27 +97,26 @@ def random_llava(captions: list[str], options) -> tuple[hf.PreTrainedModel, hf.P
         eos_token="</s>",
         extra_special_tokens={"image_token": "<image>"},
     )
-    size = {"hidden_size": options.hidden, "intermediate_size": 4 * options.hidden}
-    size |= {"num_hidden_layers": options.layers, "num_attention_heads": options.hidden // 32}
+    size = {"hidden_size": hidden, "intermediate_size": 4 * hidden}
+    size |= {"num_hidden_layers": layers, "num_attention_heads": hidden // 32}
+    vision = {"model_type": "clip_vision_model", "patch_size": 14, "image_size": image_size}
     config = hf.LlavaConfig(
-        vision_config={"model_type": "clip_vision_model", **size, "patch_size": 14},
+        vision_config={**vision, **size},
         text_config={"model_type": "llama", **size, "vocab_size": len(tokenizer)},
         image_token_index=SPECIAL.index("<image>"),
     )
-    device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    with torch.device(device):
-        model = hf.LlavaForConditionalGeneration(config)
+    model = hf.LlavaForConditionalGeneration(config)
     # Logits of the size that trained models have, where bfloat16 has steps of 1/32 to 1/8.
-    torch.nn.init.normal_(model.lm_head.weight, std=8 / options.hidden**0.5)
+    torch.nn.init.normal_(model.lm_head.weight, std=8 / hidden**0.5)
     processor = hf.LlavaProcessor(
-        hf.CLIPImageProcessorPil(),
+        hf.CLIPImageProcessorPil(size={"shortest_edge": image_size}, crop_size=image_size),
         tokenizer,
         patch_size=14,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=TEMPLATE,
     )
-    return model.to(getattr(torch, options.dtype)).eval(), processor
+    return model.eval(), processor
 
 
 def timed(way: str, run, model, processor, rows) -> np.ndarray:

@@ -25,6 +25,7 @@ def all_attacks(scratch: Path, hub: Hub) -> list[Attack]:
         return make_world(scratch / "world", hub)
 
     kills = {"evaluate": 60, "generate": 30, "finetune": 30, "build": 60, "report": 60}
+    kills |= {"evaluate generative": 25}
     kills |= {"generate images": 30, "publish dataset": 40, "publish results": 40}
     kills |= {"evaluate workers": 25, "generate workers": 25, "finetune workers": 15}
     disks = ("build", "evaluate", "report", "generate", "generate images", "finetune")

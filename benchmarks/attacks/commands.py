@@ -16,7 +16,7 @@ from attacks.trials import Outcome, fork, refused, wrong
 from hard_positives import Rules
 from hard_positives.cli import app
 from hard_positives.generation import run as generation
-from hard_positives.scoring import encoding
+from hard_positives.scoring import encoding, matching
 
 # What the commands import or load when they run, here once for all.
 for name in (
@@ -30,6 +30,7 @@ Rules().prepare()
 for place, size_name, size in (
     (encoding, "IMAGES_PER_CHUNK", 4),
     (encoding, "CAPTIONS_PER_CHUNK", 16),
+    (matching, "IMAGES_PER_CHUNK", 4),
     (generation, "BATCH_SIZE", 5),
     (Rules, "chunk_size", 20),
 ):

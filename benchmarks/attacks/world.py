@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from generative_speed import random_llava
 from PIL import Image
 
 import hard_positives
@@ -128,6 +129,8 @@ def make_world(folder: Path, hub: Hub) -> dict[str, Command]:
     home = folder / "home"
     write_sources(folder, ROWS)
     write_sources(less, ROWS // 6)
+    for part in random_llava(["a small red cube and a large blue ball"], 32, 2, image_size=56):
+        part.save_pretrained(folder / "generative")
     captions = [f"a red cup and a white dog number {number}" for number in range(100)]
     (folder / "captions.txt").write_text("\n".join(captions))
 
@@ -135,9 +138,9 @@ def make_world(folder: Path, hub: Hub) -> dict[str, Command]:
         sources = ("--annotations", source, "--images", source / "images", "--split", "replace")
         return lambda out: ["build", out, *sources]
 
-    def evaluate(source: Path) -> Callable[[Path], list[object]]:
+    def evaluate(source: Path, model: object = "shapes_clip") -> Callable[[Path], list[object]]:
         data = ("--dataset", source / "REPLACE")
-        return lambda out: ["evaluate", "shapes_clip", *data, "--output", out]
+        return lambda out: ["evaluate", model, *data, "--output", out]
 
     def report(result: Path, source: Path) -> Callable[[Path], list[object]]:
         return lambda out: ["report", result, "--dataset", source / "REPLACE", "--output", out]
@@ -165,6 +168,7 @@ def make_world(folder: Path, hub: Hub) -> dict[str, Command]:
     commands = [
         Command("build", build(folder), mark="README.md"),
         Command("evaluate", evaluate(folder), **older),
+        Command("evaluate generative", evaluate(folder, folder / "generative"), **older),
         Command("report", report(folder / "new", folder), **older_page),
         Command("generate", from_text, mark="generation.json"),
         Command("generate images", with_images, mark="generation.json"),
