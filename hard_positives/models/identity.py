@@ -27,32 +27,35 @@ import torch
 from accelerate.hooks import AlignDevicesHook, SequentialHook
 from PIL import ImageFile
 from torch.nn.modules import module as torch_module
-from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 # Whose code is known by its version. Remote code has no version that could be told.
 _KNOWN_PACKAGES = {"torch", "transformers", "tokenizers", "peft", "huggingface_hub", "numpy"}
-_KNOWN_PACKAGES |= {"hard_positives", *sys.stdlib_module_names}
-_VERSIONS = (
-    "accelerate",
-    "numpy",
-    "peft",
-    "pillow",
-    "tokenizers",
-    "torch",
-    "torchvision",
-    "transformers",
-)
+_KNOWN_PACKAGES |= {"hard_positives", "sentence_transformers", *sys.stdlib_module_names}
+_VERSIONS = ["numpy", "peft", "pillow", "sentence-transformers", "tokenizers", "torch"]
+_VERSIONS += ["torchvision", "transformers"]
 _CAPTURING = "transformers.utils.output_capturing"  # its hooks note outputs and change none
 # Names, and what concerns loading, saving and training: none of it changes a logit.
 _NOT_OF_CONFIGS = {"_name_or_path", "name_or_path", "transformers_version", "architectures"}
 _NOT_OF_CONFIGS |= {"dtype", "torch_dtype", "_commit_hash", "base_model_name_or_path", "revision"}
+_NOT_OF_CONFIGS |= {"_pair_role_probe"}  # sentence-transformers' note of an earlier call
 _NOT_OF_MODULES = {*vars(torch.nn.Module()), "name_or_path", "gradient_checkpointing"}
 _NOT_OF_MODULES |= {"_is_hf_initialized", "_weight_conversions", "all_tied_weights_keys"}
 _NOT_OF_MODULES |= {"_no_split_modules", "_skip_keys_device_placement"}
 _NOT_OF_MODULES |= {"_hf_hook", "_old_forward", "hf_device_map"}  # on which device it runs
 _NOT_OF_MODULES |= {"rope_deltas", "_output_capturing_hooks_installed"}  # of the last call
 _MOVING = {"to", "cuda", "xpu", "npu"}  # accelerate has them warn
+_NOT_OF_SENTENCES = {"model_card_data", "_model_card_text", "_model_card_vars", "_model_config"}
+_NOT_OF_SENTENCES |= {"_method_signature_cache", "_chat_template_suffix_cache"}  # of earlier calls
+_NOT_OF_SENTENCES |= {"_prompt_length_mapping", "_modules_placed", "_accelerate_placement_hook"}
+_NOT_OF_SENTENCES |= {"activation_fn"}  # of a reranker, not used here
+_NOT_OF_MODULES |= _NOT_OF_SENTENCES
 _PLANS_AND_KEYS = re.compile("_(tp|pp|ep|fsdp)_plan|_keep_in_fp32.*|_keys_to_ignore.*")
 _NOT_OF_TOKENIZERS = {"name_or_path", "init_inputs", "init_kwargs", "deprecation_warnings"}
 _NOT_OF_TOKENIZERS |= {"_tokenizer", "verbose", "backend", "files_loaded"}
@@ -119,6 +122,34 @@ def identify(model: PreTrainedModel, processor: ProcessorMixin, preprocessing: s
             "preprocessing": preprocessing,
             "truncated_images": "filled" if ImageFile.LOAD_TRUNCATED_IMAGES else "refused",
             "sha256": images and words and _hash([images, words]),
+        },
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "machine": _machine(model.device),
+        "precision": _precision(),
+    }
+    return Identity(description, problem)
+
+
+def identify_modules(model: Any) -> Identity:
+    """Describe a model of sentence-transformers: its modules, and the processors among them.
+
+    Args:
+        model: A `SentenceTransformer` or a `CrossEncoder`, on its device.
+    """
+    structure = _hash_or_none(lambda: _structure(model))
+    weights = _weights_hash(model)
+    problem = next(_problems_of_modules(model), "")
+    if not problem and None in (structure, weights):
+        problem = "it has a part whose state no hash can hold"
+    description = {
+        "model": {
+            "id": getattr(model[0].model, "name_or_path", "") or type(model).__name__,
+            "revision": getattr(model[0].model.config, "_commit_hash", None),
+            "architecture": type(model).__name__,
+            "weights_sha256": weights,
+            "structure_sha256": structure,
+            "truncated_images": "filled" if ImageFile.LOAD_TRUNCATED_IMAGES else "refused",
         },
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
@@ -213,6 +244,12 @@ def code_key(part: Any) -> str | None:
 
 def _problems(model: PreTrainedModel, processor: ProcessorMixin) -> Iterator[str]:
     """What can change an embedding and cannot be put into a hash, in words."""
+    yield from _problems_of_modules(model)
+    for part in (processor.image_processor, processor.tokenizer):
+        yield from (f"{type(part).__name__} has {what}" for what in unknown_code(part))
+
+
+def _problems_of_modules(model: torch.nn.Module) -> Iterator[str]:
     yield from _hooks(model)
     for name, module in model.named_modules():
         place = f"{type(module).__name__} {name}".rstrip()
@@ -221,8 +258,6 @@ def _problems(model: PreTrainedModel, processor: ProcessorMixin) -> Iterator[str
         function = ALL_ATTENTION_FUNCTIONS.get(name)
         if function is not None and not _is_known(function):
             yield f"its attention {name} comes from {function.__module__}"
-    for part in (processor.image_processor, processor.tokenizer):
-        yield from (f"{type(part).__name__} has {what}" for what in unknown_code(part))
 
 
 def _hooks(model: torch.nn.Module) -> Iterator[str]:
@@ -274,7 +309,7 @@ def _is_known(code: Any) -> bool:
     return (getattr(code, "__module__", None) or "builtins").split(".")[0] in _KNOWN_PACKAGES
 
 
-def _structure(model: PreTrainedModel) -> list[Any]:
+def _structure(model: torch.nn.Module) -> list[Any]:
     """Classes, configurations and plain attributes of all modules."""
     configs = {id(config): _plain(config) for config in _configs(model)}
     adapters = _plain(getattr(model, "peft_config", None))
@@ -285,9 +320,9 @@ def _structure(model: PreTrainedModel) -> list[Any]:
     return [list(configs.values()), adapters, modules]
 
 
-def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
+def _configs(model: torch.nn.Module) -> list[PreTrainedConfig]:
     found = (getattr(module, "config", None) for module in model.modules())
-    return list({id(config): config for config in found if config is not None}.values())
+    return list({id(one): one for one in found if isinstance(one, PreTrainedConfig)}.values())
 
 
 def _attributes(module: torch.nn.Module) -> dict[str, Any]:
@@ -323,7 +358,7 @@ class _UndescribableError(TypeError):
     pass
 
 
-def _plain(value: Any) -> Any:  # noqa: C901, PLR0911 a case for each kind
+def _plain(value: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 a case for each kind
     """Turn a value into what JSON can hold, the same in every process."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -335,6 +370,10 @@ def _plain(value: Any) -> Any:  # noqa: C901, PLR0911 a case for each kind
         if all(type(key) is str for key in value):  # a vocabulary has 50,000
             return [[key, _plain(part)] for key, part in sorted(value.items())]
         return sorted(([_plain(key), _plain(part)] for key, part in value.items()), key=json.dumps)
+    if isinstance(value, PreTrainedTokenizerBase):
+        return _tokenizer_state(value)
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
     if isinstance(value, (set, frozenset)):
         return sorted((_plain(part) for part in value), key=json.dumps)
     if isinstance(value, (list, tuple)):

@@ -141,13 +141,27 @@ GENERATIVE = Kind(
     "log P(Yes) - log P(No) of the next token, or log P(caption | image)",
     frozenset(_LOADED | {"question", "likelihood"}),
 )
+SENTENCE_TRANSFORMER = Kind(
+    "embedders of sentence-transformers",
+    "sentence-transformers/clip-ViT-B-32",
+    "cosine of the two embeddings",
+    frozenset({"revision", "device", "dtype", "model_kwargs"}),
+    ("sentence-transformers", "sentence_transformers"),
+)
+RERANKER = Kind(
+    "rerankers of sentence-transformers",
+    "Qwen/Qwen3-VL-Reranker-2B",
+    "score of the caption as query, before any activation",
+    SENTENCE_TRANSFORMER.settings,
+    SENTENCE_TRANSFORMER.extra,
+)
 PYTHON = Kind(
     "functions and objects of your own",
     "my_module:my_model",
     "whatever it returns",
     frozenset(),
 )
-KINDS = (DUAL_ENCODER, MATCHING_HEAD, GENERATIVE, PYTHON)
+KINDS = (DUAL_ENCODER, MATCHING_HEAD, GENERATIVE, SENTENCE_TRANSFORMER, RERANKER, PYTHON)
 
 
 def kinds_table() -> Table:

@@ -44,6 +44,12 @@ from hard_positives.models.kinds import (
 from hard_positives.models.pairs import FunctionModel, OutsidePairScorer, PairModel
 from hard_positives.models.preprocessing import PREPROCESSINGS, choose_image_processor
 from hard_positives.models.protocols import Embedder, PairScorer
+from hard_positives.models.sentences import (
+    kind_of_name,
+    kind_of_object,
+    load_sentences,
+    wrap_sentences,
+)
 from hard_positives.names import public_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -79,6 +85,10 @@ def load_model(
     _check_settings(settings)
     if isinstance(model, (str, Path)):
         return _by_name(str(model), settings)
+    kind = kind_of_object(model)
+    if kind is not None:
+        PYTHON.check(settings)
+        return wrap_sentences(model, kind)
     outside = _from_outside(model)
     if outside is not None:
         PYTHON.check(settings)
@@ -120,7 +130,13 @@ def _by_name(name: str, settings: Settings) -> Encoder | Matcher:
     if ":" in name and not Path(name).exists():
         return load_model(_imported(name), **settings)
     with damage_as_value_error(name):
-        return _by_kind(*_load_pretrained(name, settings), settings)
+        kind = None if name == EMBEDDED_MODEL else kind_of_name(name, settings.get("revision"))
+        if kind is None:
+            return _by_kind(*_load_pretrained(name, settings), settings)
+        kind.check(settings)
+        device = _chosen_device(settings.get("device"))
+        dtype = _chosen_dtype(settings.get("dtype", "float32"), device)
+        return load_sentences(name, kind, settings, device, dtype)
 
 
 def _by_kind(
