@@ -232,6 +232,10 @@ def evaluate(
             '\'{"device_map": "auto"}\' for several GPUs.',
         ),
     ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(help="The server of a model server:NAME. Key: HARD_POSITIVES_API_KEY."),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images per batch. Chosen for the device if left out.")
     ] = None,
@@ -345,6 +349,7 @@ def evaluate(
         "likelihood": likelihood,
         "adapter": adapter,
         "model_kwargs": model_kwargs,
+        "base_url": base_url,
         "batch_size": batch_size,
         "num_workers": workers,
         "cache": cache,

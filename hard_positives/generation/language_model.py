@@ -1,29 +1,21 @@
 """Hard positives and hard negatives from a language model behind an OpenAI-compatible server.
 
-vLLM, TGI, `transformers serve`, llama.cpp and Inference Providers all speak this protocol. Many
-requests are in flight at once, each with a limit of time and of size; what the server cannot answer
-now is asked again, later and later; what it answers is checked before it is believed.
+`servers` asks; what it answers is checked here before it is believed.
 
 This file starts no server and holds no weights.
 """
 
-import asyncio
 import hashlib
 import json
-import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
-from urllib.request import getproxies, proxy_bypass
-
-import aiohttp
-from anyio.from_thread import start_blocking_portal
 
 from hard_positives.generation.grammar import Token, analyse
 from hard_positives.generation.rules import Rules, known_relation
 from hard_positives.generation.run import TASKS, Edit, Task, changed_words, flaw_of, words_of
-from hard_positives.names import printable, public_url
+from hard_positives.names import public_url
+from hard_positives.servers import ChatServer
 
 _ANSWER = "Answer with the new caption alone, on one line. If it cannot be done, answer with None."
 PROMPTS = {
@@ -72,14 +64,6 @@ _REFUSAL = re.compile(
     r"sure[,!]|certainly|here(?: is|'s) (?:the|a|your))",
     re.IGNORECASE,
 )
-_RETRIED_STATUS = (408, 409, 425, 429, 500, 502, 503, 504)
-# The server understood and declines this one caption; asking again would not help.
-_DECLINED_STATUS = (400, 413, 422)
-_ANSWER_BYTES = 2**20  # an answer is one caption, and what stands around it in JSON
-
-
-class _DeclinedError(Exception):
-    """The server declines a request, for the reason that it gives."""
 
 
 @dataclass(frozen=True)
@@ -120,20 +104,22 @@ class LanguageModel:
     workers = 1  # one process keeps the server busy: it only waits
 
     def __post_init__(self) -> None:
-        least = {"temperature": 0, "max_in_flight": 1, "max_tries": 1, "backoff": 0}
-        for name, smallest in least.items():
-            if not getattr(self, name) >= smallest:
-                raise ValueError(
-                    f"Expected {name} to be {smallest} or more, got {getattr(self, name)}."
-                )
-        if not self.timeout > 0:
-            raise ValueError(f"Expected timeout to be above 0 seconds, got {self.timeout}.")
-        if not _is_address(self.base_url):
-            raise ValueError(
-                "Expected base_url to be the address of a server, such as "
-                "http://localhost:8000/v1, got one without http://, without a host or with a port "
-                "that is none."  # not shown: it may hold a password
-            )
+        if not self.temperature >= 0:
+            raise ValueError(f"Expected temperature to be 0 or more, got {self.temperature}.")
+        _ = self.server  # refuses its own
+
+    @property
+    def server(self) -> ChatServer:
+        """The server that is asked."""
+        return ChatServer(
+            self.model,
+            self.base_url,
+            self.api_key,
+            self.max_in_flight,
+            self.timeout,
+            self.max_tries,
+            self.backoff,
+        )
 
     @property
     def settings(self) -> dict:
@@ -155,10 +141,7 @@ class LanguageModel:
         Raises:
             ConnectionError: No usable answer, or the server declines.
         """
-        try:
-            self._ask_all(["a cat and a dog"], TASKS[2], declines=False)
-        except _DeclinedError as error:
-            raise ConnectionError(self._complaint(str(error))) from error
+        self._ask_all(["a cat and a dog"], TASKS[2], declines=False)
 
     def edit_batch(self, captions: Sequence[str], task: Task) -> list[Edit]:
         """Edit each caption; the i-th result belongs to the i-th caption.
@@ -172,113 +155,16 @@ class LanguageModel:
         return [checked(caption, answer, task) for caption, answer in pairs]
 
     def _ask_all(self, captions: Sequence[str], task: Task, *, declines: bool) -> list[str | None]:
-        # In a thread of its own, since a notebook's thread has a loop already. Ctrl-C, which comes
-        # to this one, cancels what is under way.
-        with start_blocking_portal() as portal:
-            return portal.call(self._answers, captions, task, declines)
-
-    async def _answers(
-        self, captions: Sequence[str], task: Task, declines: bool
-    ) -> list[str | None]:
-        slots = asyncio.Semaphore(self.max_in_flight)
-        async with aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=self.timeout),
-            connector=aiohttp.TCPConnector(limit=self.max_in_flight),
-        ) as session:
-
-            async def ask(caption: str) -> str | None:
-                async with slots:
-                    try:
-                        return await self._ask(session, caption, task)
-                    except _DeclinedError:
-                        if declines:
-                            return None
-                        raise
-
-            requests = [asyncio.ensure_future(ask(caption)) for caption in captions]
-            try:
-                return await asyncio.gather(*requests)
-            finally:  # after one has failed for good, the others have no reader
-                for request in requests:
-                    request.cancel()
-                await asyncio.gather(*requests, return_exceptions=True)
-
-    async def _ask(self, session: aiohttp.ClientSession, caption: str, task: Task) -> str:
-        """The server's answer, asked for again while it is in trouble."""
-        request = {
-            "messages": messages_for(caption, task),
-            "model": self.model,
-            "temperature": self.temperature,
-            "seed": request_seed(self.seed, caption, task),
-            "max_tokens": 2 * len(caption.split()) + 48,
-        }
-        for attempt in range(1, self.max_tries + 1):
-            wait = 0.0
-            try:
-                status, wait, body = await self._post(session, request)
-                if status == 200:
-                    return _content_of(body)
-                problem = f"status {status}{_reason_in(body)}"
-            except asyncio.TimeoutError:
-                status, problem = None, f"no whole answer within {self.timeout:g} s"
-            except (aiohttp.ClientError, OSError, ValueError) as error:  # the line broke, or HTML
-                status, problem = None, f"{type(error).__name__}: {error}".rstrip(": ")
-            if status in _DECLINED_STATUS:
-                raise _DeclinedError(problem)
-            if status is not None and status not in _RETRIED_STATUS:
-                break
-            if attempt < self.max_tries:
-                longest = min(60.0, self.backoff * 2 ** (attempt - 1))
-                await asyncio.sleep(max(wait, random.uniform(longest / 2, longest)))
-        raise ConnectionError(self._complaint(problem, attempt))
-
-    async def _post(
-        self, session: aiohttp.ClientSession, request: dict
-    ) -> tuple[int, float, bytes]:
-        """Status, seconds to wait and body of one answer."""
-        parts = urlsplit(self.base_url)
-        path = f"{parts.path.rstrip('/')}/chat/completions"
-        # A user in the address is sent by the client, in the place of the key.
-        use_key = self.api_key and not parts.username
-        async with session.post(
-            urlunsplit(parts._replace(path=path)),
-            json=request,
-            headers={"Authorization": f"Bearer {self.api_key}"} if use_key else {},
-            proxy=None if proxy_bypass(parts.hostname) else getproxies().get(parts.scheme),
-            allow_redirects=False,
-        ) as response:
-            body = bytearray()
-            async for piece in response.content.iter_any():
-                body += piece
-                if len(body) > _ANSWER_BYTES:
-                    raise ValueError(f"more than {_ANSWER_BYTES:,} bytes")
-            return response.status, _seconds(response.headers.get("Retry-After", "")), bytes(body)
-
-    def _complaint(self, problem: str, tries: int = 1) -> str:
-        problem = printable(self._without_secrets(problem))
-        return (
-            f"Expected {public_url(self.base_url)} to answer as an OpenAI-compatible server with "
-            f"the model {self.model!r}, got {problem} (tries: {tries}). Check the address, the "
-            "model's name and the key, then run the same command again: finished chunks are kept."
-        )
-
-    def _without_secrets(self, text: str) -> str:
-        """What a client or a server says, without what it repeats of the key and the address."""
-        parts = urlsplit(self.base_url)
-        values = [value for _, value in parse_qsl(parts.query)]
-        secrets = [self.api_key, parts.username, parts.password, parts.query, *values]
-        secrets += [unquote(secret) for secret in secrets if secret]
-        for secret in sorted(filter(None, secrets), key=len, reverse=True):
-            text = text.replace(secret, "***")
-        return text
-
-
-def _is_address(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # of the port
-        return False
+        requests = [
+            {
+                "messages": messages_for(caption, task),
+                "temperature": self.temperature,
+                "seed": request_seed(self.seed, caption, task),
+                "max_tokens": 2 * len(caption.split()) + 48,
+            }
+            for caption in captions
+        ]
+        return self.server.complete_all(requests, _content_of, declines=declines)
 
 
 def _content_of(body: bytes) -> str:
@@ -290,18 +176,6 @@ def _content_of(body: bytes) -> str:
     if not isinstance(content, str | None):
         raise ValueError(f"a chat completion whose content is a {type(content).__name__}")
     return content or ""
-
-
-def _reason_in(body: bytes) -> str:
-    """What a server says of its refusal, as OpenAI's does; empty where it says it otherwise."""
-    try:
-        return f": {json.loads(body)['error']['message']:.300}"
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return ""
-
-
-def _seconds(value: str) -> float:
-    return min(60.0, float(value)) if re.fullmatch(r"\d+(\.\d+)?", value) else 0.0
 
 
 def request_seed(seed: int, caption: str, task: Task) -> int:

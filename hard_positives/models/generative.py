@@ -38,6 +38,14 @@ SOME_TOKENS = 16  # on which the last layer is checked
 VOCABULARY_PER_STEP = 8192
 
 
+def check_question(question: str) -> None:
+    """Refuse a question without a place for the caption."""
+    if question.count("{}") != 1:
+        raise ValueError(
+            f"Expected the question to have one {{}} in the place of the caption, got {question!r}."
+        )
+
+
 @dataclass(frozen=True)
 class Asked:
     """One picture and the question, as a model of transformers takes them; the caption is empty.
@@ -297,11 +305,7 @@ class YesNoModel(GenerativeModel):
     question: str = QUESTION
 
     def __post_init__(self) -> None:
-        if self.question.count("{}") != 1:
-            raise ValueError(
-                "Expected the question to have one {} in the place of the caption, got "
-                f"{self.question!r}."
-            )
+        check_question(self.question)
         super().__post_init__()
         _ = self.answers  # refused before anything is scored
 

@@ -42,6 +42,8 @@ class Settings(TypedDict, total=False):
         model_kwargs: What else transformers' ``from_pretrained`` takes, such as
             ``{"device_map": "auto"}`` for a model over several GPUs or
             ``{"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}``.
+        base_url: Address of the server of a model ``server:NAME``, up to ``/v1``.
+        api_key: Where that server asks for one; ``HARD_POSITIVES_API_KEY`` if left out.
     """
 
     processor: "ProcessorMixin | None"
@@ -53,8 +55,11 @@ class Settings(TypedDict, total=False):
     likelihood: bool
     adapter: str | Path | None
     model_kwargs: dict[str, Any] | None
+    base_url: str | None
+    api_key: str | None
 
 
+IN_PYTHON = {"processor", "api_key"}  # no options of the command line
 DEFAULTS: dict[str, Any] = {
     "dtype": "float32",
     "preprocessing": "transformers",
@@ -155,13 +160,19 @@ RERANKER = Kind(
     SENTENCE_TRANSFORMER.settings,
     SENTENCE_TRANSFORMER.extra,
 )
+SERVER = Kind(
+    "generative models behind a server",
+    "server:Qwen/Qwen3-VL-32B-Instruct",
+    "log P(Yes) - log P(No) of the first token",
+    frozenset({"base_url", "api_key", "question"}),
+)
 PYTHON = Kind(
     "functions and objects of your own",
     "my_module:my_model",
     "whatever it returns",
     frozenset(),
 )
-KINDS = (DUAL_ENCODER, MATCHING_HEAD, GENERATIVE, SENTENCE_TRANSFORMER, RERANKER, PYTHON)
+KINDS = (DUAL_ENCODER, MATCHING_HEAD, GENERATIVE, SENTENCE_TRANSFORMER, RERANKER, SERVER, PYTHON)
 
 
 def kinds_table() -> Table:
@@ -171,7 +182,7 @@ def kinds_table() -> Table:
     table.add_column("Kind, logit, options")
     for kind in KINDS:
         described = f"[bold]{kind.name}[/bold]\nlogit: {kind.logit}"
-        options = [f"--{name.replace('_', '-')}" for name in sorted(kind.settings - {"processor"})]
+        options = [f"--{name.replace('_', '-')}" for name in sorted(kind.settings - IN_PYTHON)]
         if options:
             described += f"\n[dim]{' '.join(options)}[/dim]"
         if kind.needs:

@@ -38,6 +38,7 @@ from hard_positives.models.kinds import (
     GENERATIVE,
     MATCHING_HEAD,
     PYTHON,
+    SERVER,
     Kind,
     Settings,
 )
@@ -50,6 +51,7 @@ from hard_positives.models.sentences import (
     load_sentences,
     wrap_sentences,
 )
+from hard_positives.models.server import PREFIX, ServerModel, load_server
 from hard_positives.names import public_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -61,7 +63,7 @@ PAIR_MODELS = (
 )
 EMBEDDED_MODEL = "shapes_clip"
 Encoder = DualEncoder | OutsideEmbedder
-Matcher = PairModel | GenerativeModel | OutsidePairScorer | FunctionModel
+Matcher = PairModel | GenerativeModel | OutsidePairScorer | FunctionModel | ServerModel
 GENERATIVE_CLASSES = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
@@ -127,6 +129,9 @@ def _check_settings(settings: Settings) -> None:
 
 def _by_name(name: str, settings: Settings) -> Encoder | Matcher:
     """Load what is called so on the command line."""
+    if name.startswith(PREFIX):
+        SERVER.check(settings)
+        return load_server(name, settings)
     if ":" in name and not Path(name).exists():
         return load_model(_imported(name), **settings)
     with damage_as_value_error(name):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from hard_positives.machine import Options, image_workers, processes
+from hard_positives.machine import Options, image_workers, is_main_process, processes
 from hard_positives.models.loading import Matcher
 from hard_positives.models.pairs import FunctionModel
 from hard_positives.scoring.cache import trim_cache
@@ -43,7 +43,8 @@ def match_pairs(matcher: Matcher, comparisons: Comparisons, options: Options) ->
     pairs, of_pair = _distinct_pairs(comparisons)
     matcher.check([comparisons.captions[place] for place in np.unique(pairs[:, 1])])
     cache = open_cache(matcher, options)
-    share = share_out("pairs", _digests(comparisons, pairs), _chunks(pairs, IMAGES_PER_CHUNK))
+    per_chunk = getattr(matcher, "images_per_chunk", IMAGES_PER_CHUNK)
+    share = share_out("pairs", _digests(comparisons, pairs), _chunks(pairs, per_chunk))
     look_up(cache, share)
     size = options.batch_size or matcher.images_per_batch
     batches = [[chunk[batch] for batch in _chunks(pairs[chunk], size)] for chunk in share.missing]
@@ -59,13 +60,16 @@ def match_pairs(matcher: Matcher, comparisons: Comparisons, options: Options) ->
                 if chunk is share.missing[0] and len(logits) == 1:
                     tell(getattr(matcher, "way", ""), options)
                 bar.update(len(batch))
-            of_chunk = np.concatenate([np.asarray(part) for part in logits])[:, None]
+            of_chunk = np.concatenate([np.asarray(part) for part in logits])
+            of_chunk = of_chunk.reshape(len(chunk), -1)
             cache.add(share.digests[chunk], of_chunk)
             share.put(chunk, of_chunk)
-    scored = share.gathered().numpy()[of_pair, 0]
+    scored = share.gathered().numpy()[of_pair]
+    if hasattr(matcher, "remark") and is_main_process():
+        matcher.remark(scored)
     if cache.has_grown and processes().is_local_main_process:
         trim_cache()
-    return scored
+    return scored[:, 0]
 
 
 def _distinct_pairs(comparisons: Comparisons) -> tuple[np.ndarray, np.ndarray]:
