@@ -7,7 +7,8 @@ test:
 	pytest
 
 test-all:
-	pytest -m 'slow or not slow'
+	pytest
+	pytest -n 0 -m slow
 
 check:
 	ruff check .

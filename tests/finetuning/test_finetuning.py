@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -943,8 +944,11 @@ def test_a_full_disk_is_told_and_the_run_resumes_when_there_is_room(
 
 
 def children_of(process: int) -> set[int]:
-    tasks = Path(f"/proc/{process}/task").glob("*/children")
-    return {int(child) for task in tasks for child in task.read_text().split()}
+    found: set[int] = set()
+    for task in Path(f"/proc/{process}/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            found |= set(map(int, task.read_text().split()))
+    return found
 
 
 @pytest.mark.slow
