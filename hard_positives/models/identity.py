@@ -37,9 +37,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 # Whose code is known by its version. Remote code has no version that could be told.
 _KNOWN_PACKAGES = {"torch", "transformers", "tokenizers", "peft", "huggingface_hub", "numpy"}
-_KNOWN_PACKAGES |= {"hard_positives", "sentence_transformers", *sys.stdlib_module_names}
-_VERSIONS = ["numpy", "peft", "pillow", "sentence-transformers", "tokenizers", "torch"]
-_VERSIONS += ["torchvision", "transformers"]
+_KNOWN_PACKAGES |= {"hard_positives", "open_clip", "sentence_transformers", "timm", "torchvision"}
+_KNOWN_PACKAGES |= set(sys.stdlib_module_names)
+_VERSIONS = ["ftfy", "numpy", "open_clip_torch", "peft", "pillow", "regex"]
+_VERSIONS += ["sentence-transformers", "timm", "tokenizers", "torch", "torchvision", "transformers"]
 _CAPTURING = "transformers.utils.output_capturing"  # its hooks note outputs and change none
 # Names, and what concerns loading, saving and training: none of it changes a logit.
 _NOT_OF_CONFIGS = {"_name_or_path", "name_or_path", "transformers_version", "architectures"}
@@ -131,32 +132,44 @@ def identify(model: PreTrainedModel, processor: ProcessorMixin, preprocessing: s
     return Identity(description, problem)
 
 
-def identify_modules(model: Any) -> Identity:
-    """Describe a model of sentence-transformers: its modules, and the processors among them.
+def identify_modules(
+    model: torch.nn.Module, about: dict[str, Any], device: torch.device, dtype: str
+) -> Identity:
+    """Describe a model of sentence-transformers or open_clip: its modules, and what is in them.
 
     Args:
-        model: A `SentenceTransformer` or a `CrossEncoder`, on its device.
+        model: On its device.
+        about: What else to say of it: `id`, and what its modules do not hold; None for what no
+            hash can hold.
+        device: Where it is.
+        dtype: The type that it runs in.
     """
     structure = _hash_or_none(lambda: _structure(model))
     weights = _weights_hash(model)
     problem = next(_problems_of_modules(model), "")
-    if not problem and None in (structure, weights):
+    if not problem and None in (structure, weights, *about.values()):
         problem = "it has a part whose state no hash can hold"
     description = {
         "model": {
-            "id": getattr(model[0].model, "name_or_path", "") or type(model).__name__,
-            "revision": getattr(model[0].model.config, "_commit_hash", None),
+            "id": "",
+            "revision": None,
             "architecture": type(model).__name__,
             "weights_sha256": weights,
             "structure_sha256": structure,
             "truncated_images": "filled" if ImageFile.LOAD_TRUNCATED_IMAGES else "refused",
+            **about,
         },
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
-        "machine": _machine(model.device),
+        "dtype": dtype,
+        "device": device.type,
+        "machine": _machine(device),
         "precision": _precision(),
     }
     return Identity(description, problem)
+
+
+def state_hash(part: Any) -> str | None:
+    """Hash an object of known code by its class and state; None if no hash can hold it."""
+    return _hash_or_none(lambda: _plain(part))
 
 
 def identify_outside(part: Any) -> Identity:
@@ -378,8 +391,8 @@ def _plain(value: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 a case for each k
         return sorted((_plain(part) for part in value), key=json.dumps)
     if isinstance(value, (list, tuple)):
         return [_plain(part) for part in value]
-    if isinstance(value, (torch.dtype, torch.device, Enum, re.Pattern)):
-        return str(value)
+    if isinstance(value, (torch.dtype, torch.device, Enum)) or type(value).__name__ == "Pattern":
+        return str(value)  # of the package regex, too
     if isinstance(value, (np.ndarray, np.generic)):
         return _plain(value.tolist())
     if isinstance(value, (type, FunctionType, MethodType)) and _is_known(value):

@@ -9,12 +9,13 @@ from transformers import PreTrainedModel
 
 
 @contextmanager
-def inference(model: PreTrainedModel) -> Iterator[None]:
+def inference(model: torch.nn.Module) -> Iterator[None]:
     """Run a model for its outputs alone, in its own type; every module keeps the mode it was in."""
     training = [module for module in model.modules() if module.training]
     model.eval()
+    device = next(model.parameters()).device
     try:
-        with torch.inference_mode(), torch.autocast(model.device.type, enabled=False):
+        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
             yield
     finally:
         for module in training:

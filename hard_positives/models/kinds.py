@@ -146,6 +146,13 @@ GENERATIVE = Kind(
     "log P(Yes) - log P(No) of the next token, or log P(caption | image)",
     frozenset(_LOADED | {"question", "likelihood"}),
 )
+OPEN_CLIP = Kind(
+    "models of open_clip",
+    "open_clip:ViT-B-32/laion2b_s34b_b79k",
+    "scaled cosine of the two embeddings",
+    frozenset({"device", "dtype"}),
+    ("open-clip", "open_clip"),
+)
 SENTENCE_TRANSFORMER = Kind(
     "embedders of sentence-transformers",
     "sentence-transformers/clip-ViT-B-32",
@@ -172,7 +179,16 @@ PYTHON = Kind(
     "whatever it returns",
     frozenset(),
 )
-KINDS = (DUAL_ENCODER, MATCHING_HEAD, GENERATIVE, SENTENCE_TRANSFORMER, RERANKER, SERVER, PYTHON)
+KINDS = (
+    DUAL_ENCODER,
+    OPEN_CLIP,
+    MATCHING_HEAD,
+    GENERATIVE,
+    SENTENCE_TRANSFORMER,
+    RERANKER,
+    SERVER,
+    PYTHON,
+)
 
 
 def kinds_table() -> Table:

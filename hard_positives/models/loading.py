@@ -37,10 +37,17 @@ from hard_positives.models.kinds import (
     DUAL_ENCODER,
     GENERATIVE,
     MATCHING_HEAD,
+    OPEN_CLIP,
     PYTHON,
     SERVER,
     Kind,
     Settings,
+)
+from hard_positives.models.openclip import (
+    PREFIXES,
+    OpenClipEncoder,
+    is_open_clip,
+    load_open_clip,
 )
 from hard_positives.models.pairs import FunctionModel, OutsidePairScorer, PairModel
 from hard_positives.models.preprocessing import PREPROCESSINGS, choose_image_processor
@@ -51,7 +58,7 @@ from hard_positives.models.sentences import (
     load_sentences,
     wrap_sentences,
 )
-from hard_positives.models.server import PREFIX, ServerModel, load_server
+from hard_positives.models.server import SERVER_PREFIX, ServerModel, load_server
 from hard_positives.names import public_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -62,7 +69,7 @@ PAIR_MODELS = (
     ViltForImageAndTextRetrieval,
 )
 EMBEDDED_MODEL = "shapes_clip"
-Encoder = DualEncoder | OutsideEmbedder
+Encoder = DualEncoder | OpenClipEncoder | OutsideEmbedder
 Matcher = PairModel | GenerativeModel | OutsidePairScorer | FunctionModel | ServerModel
 GENERATIVE_CLASSES = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -87,6 +94,9 @@ def load_model(
     _check_settings(settings)
     if isinstance(model, (str, Path)):
         return _by_name(str(model), settings)
+    if is_open_clip(model):
+        PYTHON.check(settings)
+        return OpenClipEncoder(*cast(Any, model))
     kind = kind_of_object(model)
     if kind is not None:
         PYTHON.check(settings)
@@ -129,9 +139,14 @@ def _check_settings(settings: Settings) -> None:
 
 def _by_name(name: str, settings: Settings) -> Encoder | Matcher:
     """Load what is called so on the command line."""
-    if name.startswith(PREFIX):
+    if name.startswith(SERVER_PREFIX):
         SERVER.check(settings)
         return load_server(name, settings)
+    if name.startswith(PREFIXES):
+        OPEN_CLIP.check(settings)
+        device = _chosen_device(settings.get("device"))
+        dtype = _chosen_dtype(settings.get("dtype", "float32"), device)
+        return load_open_clip(name, device, dtype)
     if ":" in name and not Path(name).exists():
         return load_model(_imported(name), **settings)
     with damage_as_value_error(name):

@@ -146,7 +146,7 @@ class SentenceEmbedder(OutsideEmbedder):
     @cached_property
     def identity(self) -> Identity:
         """What the logits depend on; hashing the weights is worth doing once."""
-        return identify_modules(self.embedder.model)
+        return _identified(self.embedder.model)
 
     def tokenize(self, captions: Sequence[str]) -> list[str]:
         """Leave captions as they are; refuse those that would be cut off."""
@@ -168,7 +168,7 @@ class SentenceReranker(OutsidePairScorer):
     @cached_property
     def identity(self) -> Identity:
         """What the logits depend on; hashing the weights is worth doing once."""
-        return identify_modules(self.scorer.model)
+        return _identified(self.scorer.model)
 
     def score_pairs(
         self, images: list[Image.Image], of_pair: np.ndarray, captions: list[str]
@@ -176,6 +176,12 @@ class SentenceReranker(OutsidePairScorer):
         """Score n captions, each for one of the pictures; (n,) float32."""
         _check_lengths(self.scorer.model, captions, images[0])
         return super().score_pairs(images, of_pair, captions)
+
+
+def _identified(model: Any) -> Identity:
+    inner = model[0].model
+    about = {"id": getattr(inner, "name_or_path", "") or type(model).__name__}
+    return identify_modules(model, about, model.device, str(model.dtype).removeprefix("torch."))
 
 
 def _check_lengths(model: Any, captions: Sequence[str], image: Any = None) -> None:

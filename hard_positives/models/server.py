@@ -30,7 +30,7 @@ from hard_positives.models.kinds import Settings
 from hard_positives.names import public_url
 from hard_positives.servers import ChatServer
 
-PREFIX = "server:"
+SERVER_PREFIX = "server:"
 TOP = 20  # the most that OpenAI's protocol allows
 _TOLD = ("id", "root", "parent", "owned_by", "max_model_len")  # other fields are new in each answer
 
@@ -49,7 +49,7 @@ def load_server(name: str, settings: Settings) -> "ServerModel":
             "http://localhost:8000/v1, got none. Give --base-url."
         )
     key = settings.get("api_key") or os.environ.get("HARD_POSITIVES_API_KEY")
-    server = ChatServer(name.removeprefix(PREFIX), base_url, key)
+    server = ChatServer(name.removeprefix(SERVER_PREFIX), base_url, key)
     listed = {model.get("id"): model for model in server.list_models()}
     if server.model not in listed:
         raise ValueError(
@@ -88,7 +88,7 @@ class ServerModel:
     def identity(self) -> Identity:
         """What the logits depend on, as far as the server tells."""
         model = {
-            "id": f"{PREFIX}{self.server.model}",
+            "id": f"{SERVER_PREFIX}{self.server.model}",
             "revision": None,
             "architecture": "server",
             "base_url": public_url(self.server.base_url),

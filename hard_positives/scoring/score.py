@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 from typing_extensions import Unpack
 
 from hard_positives.machine import Options
-from hard_positives.models.encoders import DualEncoder, OutsideEmbedder
 from hard_positives.models.kinds import Settings
 from hard_positives.models.loading import Encoder, Matcher, load_model
 from hard_positives.models.protocols import Embedder, PairScorer
@@ -106,7 +105,7 @@ def score_comparisons(
     model: Encoder | Matcher, comparisons: Comparisons, options: Options
 ) -> np.ndarray:
     """Score comparisons with a loaded model; float32 (M,), all finite, or a ValueError."""
-    if isinstance(model, (DualEncoder, OutsideEmbedder)):
+    if isinstance(model, Encoder):
         embeds = encode(model, comparisons, options)
         with torch.inference_mode(), torch.autocast("cpu", enabled=False):
             cosines = _cosines(comparisons, *embeds)
