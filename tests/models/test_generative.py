@@ -449,6 +449,18 @@ def test_batches_and_the_order_of_rows_change_nothing(triples):
     np.testing.assert_allclose(shuffled, expected[order], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("way", ["prefix", "plain"])
+def test_the_side_that_a_tokenizer_pads_changes_nothing(triples, monkeypatch, way):
+    if way == "plain":
+        monkeypatch.setattr(YesNoModel, "_prefix_is_exact", lambda *parts: False)
+    sides = {}
+    for side in ("left", "right"):
+        model, processor = make("llava")
+        processor.tokenizer.padding_side = side
+        sides[side] = score(model, triples, processor=processor, cache=False)
+    np.testing.assert_array_equal(sides["left"], sides["right"])
+
+
 def test_logits_are_kept_apart_by_question_and_template(triples, tmp_path, monkeypatch):
     monkeypatch.setenv("HARD_POSITIVES_CACHE", str(tmp_path / "cache"))
     model, processor = make("llava")

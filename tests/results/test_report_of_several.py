@@ -2,8 +2,11 @@
 
 import re
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict
+from PIL import Image as PILImage
 from test_report import (  # noqa: F401
     FEATURES,
     KINDS,
@@ -20,7 +23,7 @@ from test_report import (  # noqa: F401
 )
 
 from attacks.pages import problems_of_page
-from hard_positives import EvaluationResult, write_report
+from hard_positives import Columns, EvaluationResult, evaluate, write_report
 from hard_positives.results.gallery import GALLERY_ROWS
 from hard_positives_dataset import build_parquet
 from hard_positives_dataset.shapes import generate_rows
@@ -227,3 +230,31 @@ def test_no_field_of_foreign_results_on_several_datasets_gets_out(poisoned, seve
     others = [with_dataset(r, id=f"{named} 2", content_sha256="d") for r in poisoned[:1]]
     write_report([*poisoned, *others], tmp_path)
     assert problems_of_page(tmp_path) == []
+
+
+def test_the_figures_offered_by_substitution_are_those_that_it_has(tmp_path):
+    rows = Dataset.from_list(
+        [
+            {
+                "first": PILImage.new("RGB", (9, 9), (row, 0, 0)),
+                "second": PILImage.new("RGB", (9, 9), (0, row, 9)),
+                "a": f"a {row}",
+                "b": f"b {row}",
+            }
+            for row in range(20)
+        ]
+    )
+    chance = np.random.default_rng(0)
+    pairs = Columns(pairs=[("first", "a"), ("second", "b")])
+    scored = evaluate(
+        lambda images, captions: chance.random((len(images), len(captions))), rows, columns=pairs
+    )
+    scores = scored.scores
+    place = scores.column_names.index("substitution")
+    words = pa.array([f"a > {row % 3}" for row in range(len(scores))])
+    scores = scores.set_column(place, scores.schema.field("substitution"), words)
+    page = write_report([EvaluationResult(scores, scored.signature)], tmp_path).read_text()
+    assert "<b>Sets</b>" in page
+    offered = re.findall(r'<option value="(\w+)"', page)
+    assert "original_accuracy" in offered
+    assert "set_accuracy" not in offered
