@@ -8,6 +8,8 @@ _hf_home = tempfile.TemporaryDirectory(prefix="hf_home_", ignore_cleanup_errors=
 os.environ["HF_HOME"] = _hf_home.name  # also where embeddings are cached
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, a core each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 
