@@ -1,4 +1,4 @@
-.PHONY: install test test-all check format claim faults
+.PHONY: install test test-all check format claim faults site
 
 install:
 	pip install -c constraints.txt -e '.[dev]'
@@ -24,3 +24,7 @@ claim:
 
 faults:
 	python benchmarks/faults.py
+
+site:
+	typer hard_positives.cli utils docs --name hard-positives --title Commands --output docs/commands.md
+	zensical build --clean --strict

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from hard_positives import score
 from hard_positives.models import generative
-from hard_positives.suite.comparisons import CAPTION_COLUMNS
+from hard_positives.suite.columns import CAPTION_COLUMNS
 from hard_positives.suite.sources import load_source
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>", "<|user|>", "<|assistant|>")

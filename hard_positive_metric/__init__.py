@@ -1,11 +1,12 @@
 """The hard-positive metric: formulas as plain functions, and their `evaluate` module."""
 
+from typing import TYPE_CHECKING, Any
+
 from .hard_positive_metric import (
     FIGURES,
     OUTCOMES,
     Estimate,
     Figure,
-    HardPositiveMetric,
     PairedEstimate,
     RowOutcomes,
     SetOutcomes,
@@ -16,6 +17,9 @@ from .hard_positive_metric import (
     share_of_rows,
     wilson_interval,
 )
+
+if TYPE_CHECKING:
+    from .hard_positive_metric import HardPositiveMetric
 
 __all__ = [
     "FIGURES",
@@ -33,3 +37,11 @@ __all__ = [
     "share_of_rows",
     "wilson_interval",
 ]
+
+
+def __getattr__(name: str) -> Any:  # the class alone needs `evaluate`, which takes seconds
+    if name != "HardPositiveMetric":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import hard_positive_metric
+
+    return hard_positive_metric.HardPositiveMetric

@@ -17,9 +17,8 @@ import itertools
 import math
 import numbers
 import statistics
+import sys
 
-import datasets
-import evaluate
 import numpy as np
 import pyarrow
 
@@ -126,6 +125,8 @@ Args:
     clusters: N labels (str or int), such as the image id; rows that share one are not counted as
         independent.
     sets: N labels (str or int); adds `set_accuracy`, the share of sets whose rows are all right.
+    headline: Whether to return the figures alone, without intervals, half credit and counts: one
+        number each, for a logger.
 
 Returns:
     A dict of floats (fractions) and ints (counts): `original_accuracy`, `augmented_accuracy`,
@@ -148,6 +149,11 @@ Examples:
     >>> results = metric.compute(predictions=[[2.0, 1.0], [1.0, 2.0]], references=[[1, 0], [1, 0]])
     >>> results["original_accuracy"], "brittleness" in results
     (0.5, False)
+
+    The figures alone, for a logger:
+
+    >>> metric.compute(predictions=logits, headline=True)["brittleness"]
+    0.25
 """
 
 
@@ -1438,63 +1444,101 @@ def _refuse(expected, got, bad_rows, num_rows, advice, *, first_row=0, error=Val
     raise error(f"Expected {expected}, got {got} {place}. {advice}")
 
 
-@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS_DESCRIPTION)
-class HardPositiveMetric(evaluate.Metric):
-    """`compute_metrics` behind the `evaluate` interface.
+def _define_metric():
+    """Define `HardPositiveMetric`, as a name of this module.
 
-    Rows are checked when they are added, so a NaN is refused in the batch that brings it and the
-    rows before it are kept. With `num_process` above 1, process 0 alone computes, and passes the
-    labels of all rows in `groups`, `clusters` and `sets`, those of process 0 first.
+    Apart, since importing `evaluate` takes seconds, and no formula needs it.
     """
+    global HardPositiveMetric
+    import datasets
+    import evaluate
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS_DESCRIPTION,
-            # float32 would make ties of float64 logits that differ.
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Sequence(datasets.Value("float64")),
-                    "references": datasets.Sequence(datasets.Value("float64")),
-                }
-            ),
-            codebase_urls=["https://github.com/amitakamath/hard_positives"],
-            reference_urls=["https://arxiv.org/abs/2409.17958"],
-        )
+    @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS_DESCRIPTION)
+    class HardPositiveMetric(evaluate.Metric):
+        """`compute_metrics` behind the `evaluate` interface.
 
-    def add(self, *, prediction=None, reference=None, predictions=None, references=None):
-        """Add one row: K logits and, unless it is a triple, K labels.
-
-        `evaluate.combine` says `predictions` and `references` for one row, too.
+        Rows are checked when they are added, so a NaN is refused in the batch that brings it and
+        the rows before it are kept. With `num_process` above 1, process 0 alone computes, and
+        passes the labels of all rows in `groups`, `clusters` and `sets`, those of process 0 first.
         """
-        row = predictions if prediction is None else prediction
-        labels = references if reference is None else reference
-        labels = None if labels is None else [labels]
-        logits, positive = _checked([row], labels, first_row=len(self))
-        super().add(prediction=logits.values, reference=positive.astype(np.float64))
 
-    def add_batch(self, *, predictions=None, references=None):
-        """Add rows: N lists of logits and, unless they are triples, N lists of labels."""
-        logits, positive = _checked(predictions, references, first_row=len(self))
-        labels = positive.astype(np.float64)
-        super().add_batch(predictions=logits.apart(logits.values), references=logits.apart(labels))
+        def _info(self) -> evaluate.MetricInfo:
+            return evaluate.MetricInfo(
+                description=_DESCRIPTION,
+                citation=_CITATION,
+                inputs_description=_INPUTS_DESCRIPTION,
+                # float32 would make ties of float64 logits that differ.
+                features=datasets.Features(
+                    {
+                        "predictions": datasets.Sequence(datasets.Value("float64")),
+                        "references": datasets.Sequence(datasets.Value("float64")),
+                    }
+                ),
+                codebase_urls=["https://github.com/amitakamath/hard_positives"],
+                reference_urls=["https://arxiv.org/abs/2409.17958"],
+            )
 
-    def compute(self, *, predictions=None, references=None, groups=None, clusters=None, sets=None):
-        """Compute the figures of the rows added so far and of these; then forget the rows.
+        def add(self, *, prediction=None, reference=None, predictions=None, references=None):
+            """Add one row: K logits and, unless it is a triple, K labels.
 
-        Wrong labels for rows that were added before are refused first, and the rows kept.
-        """
-        if predictions is None and references is None:
-            if len(self) == 0:
-                raise ValueError(
-                    "Expected rows to be added before compute, got none."
-                    " Pass predictions, or call add or add_batch first."
-                )
-            if self.num_process == 1:
-                _row_labels(len(self), groups, clusters, sets)
-        labels = {"groups": groups, "clusters": clusters, "sets": sets}
-        return super().compute(predictions=predictions, references=references, **labels)
+            `evaluate.combine` says `predictions` and `references` for one row, too.
+            """
+            row = predictions if prediction is None else prediction
+            labels = references if reference is None else reference
+            labels = None if labels is None else [labels]
+            logits, positive = _checked([row], labels, first_row=len(self))
+            super().add(prediction=logits.values, reference=positive.astype(np.float64))
 
-    def _compute(self, predictions, references, groups=None, clusters=None, sets=None):
-        return compute_metrics(predictions, references, groups=groups, clusters=clusters, sets=sets)
+        def add_batch(self, *, predictions=None, references=None):
+            """Add rows: N lists of logits and, unless they are triples, N lists of labels."""
+            logits, positive = _checked(predictions, references, first_row=len(self))
+            labels = positive.astype(np.float64)
+            super().add_batch(
+                predictions=logits.apart(logits.values), references=logits.apart(labels)
+            )
+
+        def compute(
+            self,
+            *,
+            predictions=None,
+            references=None,
+            groups=None,
+            clusters=None,
+            sets=None,
+            headline=False,
+        ):
+            """Compute the figures of the rows added so far and of these; then forget the rows.
+
+            Wrong labels for rows that were added before are refused first, and the rows kept.
+            """
+            if predictions is None and references is None:
+                if len(self) == 0:
+                    raise ValueError(
+                        "Expected rows to be added before compute, got none."
+                        " Pass predictions, or call add or add_batch first."
+                    )
+                if self.num_process == 1:
+                    _row_labels(len(self), groups, clusters, sets)
+            settings = {"groups": groups, "clusters": clusters, "sets": sets, "headline": headline}
+            return super().compute(predictions=predictions, references=references, **settings)
+
+        def _compute(
+            self, predictions, references, groups=None, clusters=None, sets=None, headline=False
+        ):
+            metrics = compute_metrics(
+                predictions, references, groups=groups, clusters=clusters, sets=sets
+            )
+            if not headline:
+                return metrics
+            return {name: metrics[name] for name in FIGURES if name in metrics}
+
+
+def __getattr__(name):
+    if name != "HardPositiveMetric":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _define_metric()
+    return globals()[name]
+
+
+if "evaluate" in sys.modules:  # `evaluate.load` looks for the class among the names that are there
+    _define_metric()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # for editors and type checkers; what runs is the table below
     from hard_positives.finetuning.loss import contrastive_loss
     from hard_positives.finetuning.recipes import RECIPES, Recipe
     from hard_positives.finetuning.run import finetune
+    from hard_positives.generation.augment import augment
     from hard_positives.generation.captions import read_captions
     from hard_positives.generation.language_model import LanguageModel
     from hard_positives.generation.rules import Rules
@@ -25,30 +26,38 @@ if TYPE_CHECKING:  # for editors and type checkers; what runs is the table below
     from hard_positives.hub.results import publish_results
     from hard_positives.models.protocols import Embedder, PairScorer
     from hard_positives.results.comparison import compare
-    from hard_positives.results.evaluation import EvaluationResult, evaluate
+    from hard_positives.results.evaluation import evaluate
     from hard_positives.results.pages import write_report
+    from hard_positives.results.result import EvaluationResult
     from hard_positives.results.several import evaluate_all
-    from hard_positives.results.tables import render_comparison, render_summary, render_table
+    from hard_positives.results.tables import (
+        render_authors,
+        render_comparison,
+        render_summary,
+        render_table,
+    )
     from hard_positives.scoring.score import score
-    from hard_positives.suite.comparisons import Columns
+    from hard_positives.suite.columns import Columns
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Columns": "suite.comparisons",
+    "Columns": "suite.columns",
     "score": "scoring.score",
     "evaluate": "results.evaluation",
     "Embedder": "models.protocols",
     "PairScorer": "models.protocols",
-    "EvaluationResult": "results.evaluation",
+    "EvaluationResult": "results.result",
     "evaluate_all": "results.several",
     "compare": "results.comparison",
+    "render_authors": "results.tables",
     "render_comparison": "results.tables",
     "render_summary": "results.tables",
     "render_table": "results.tables",
     "write_report": "results.pages",
     "read_captions": "generation.captions",
     "generate": "generation.run",
+    "augment": "generation.augment",
     "Rules": "generation.rules",
     "LanguageModel": "generation.language_model",
     "finetune": "finetuning.run",
@@ -69,6 +78,7 @@ __all__ = [
     "Recipe",
     "Rules",
     "__version__",
+    "augment",
     "compare",
     "contrastive_loss",
     "evaluate",
@@ -79,6 +89,7 @@ __all__ = [
     "publish_metric",
     "publish_results",
     "read_captions",
+    "render_authors",
     "render_comparison",
     "render_summary",
     "render_table",

@@ -7,11 +7,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import typer
+import typer.core
 
 from hard_positives import interrupts
 
@@ -19,7 +20,38 @@ if TYPE_CHECKING:
     from hard_positives import EvaluationResult
     from hard_positives.hub.repository import Publication
 
-app = typer.Typer(
+
+def _in_words(parameters: list[Any], command: Any) -> list[Any]:
+    """Name what options take in words, where typer's help would show types of Python."""
+    hints = get_type_hints(command.callback) if command.callback else {}
+    for parameter in parameters:
+        hint = str(hints.get(parameter.name, bool))
+        kinds = {"bool": None, "int": "NUMBER", "float": "NUMBER", "Path": "PATH"}
+        word = next((word for kind, word in kinds.items() if kind in hint), "NAME")
+        is_option = parameter.param_type_name == "option"
+        if is_option and parameter.metavar is None:
+            parameter.metavar = word
+        if word is None or not is_option:
+            parameter.display_type_rich = lambda ctx: None
+    return parameters
+
+
+class _Command(typer.core.TyperCommand):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _in_words(super().get_params(ctx), self)
+
+
+class _Group(typer.core.TyperGroup):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _in_words(super().get_params(ctx), self)
+
+
+class _Program(typer.Typer):
+    command = partialmethod(typer.Typer.command, cls=_Command)
+
+
+app = _Program(
+    cls=_Group,
     name="hard-positives",
     help="Measure how well image-text models understand composition, with hard positives.",
     epilog="Exit codes: 0 done; 1 the input is wrong, with one sentence on stderr; 2 the command "
@@ -27,7 +59,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-publish = typer.Typer(
+publish = _Program(
+    cls=_Group,
     help="Publish the dataset, the metric or results on the Hugging Face Hub.",
     no_args_is_help=True,
 )
@@ -65,6 +98,74 @@ Quiet = Annotated[
     ),
 ]
 COLUMNS_PANEL = "Columns of the dataset (left out, the benchmark's own)"
+ImageColumn = Annotated[
+    str, typer.Option(help="Column of the image.", rich_help_panel=COLUMNS_PANEL)
+]
+PositiveColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Column of what is true, the original first; repeat for more.",
+        rich_help_panel=COLUMNS_PANEL,
+    ),
+]
+NegativeColumns = Annotated[
+    list[str] | None,
+    typer.Option(help="Column of what is false; repeat for more.", rich_help_panel=COLUMNS_PANEL),
+]
+CandidateColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Column of lists, or of one; repeat for more. With --label.",
+        rich_help_panel=COLUMNS_PANEL,
+    ),
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of the true candidate: its place from 0, or itself.",
+        rich_help_panel=COLUMNS_PANEL,
+    ),
+]
+PairColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="IMAGE:CAPTION",
+        help="Columns of an image and its caption; give two pairs or more.",
+        rich_help_panel=COLUMNS_PANEL,
+    ),
+]
+CategoryColumn = Annotated[
+    str | None,
+    typer.Option(help="Column to report by.", rich_help_panel=COLUMNS_PANEL),
+]
+ClusterColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of what is not independent, such as the photograph.",
+        rich_help_panel=COLUMNS_PANEL,
+    ),
+]
+SetColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--set",
+        help="Column of what is right only as a whole.",
+        rich_help_panel=COLUMNS_PANEL,
+    ),
+]
+CropColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of the box to cut out: left, top, width, height.",
+        rich_help_panel=COLUMNS_PANEL,
+    ),
+]
+BaseUrl = Annotated[
+    str, typer.Option(help="The model's OpenAI-compatible server. Key: HARD_POSITIVES_API_KEY.")
+]
+Temperature = Annotated[float, typer.Option(help="The model's temperature, 0 or more.")]
+InFlight = Annotated[int, typer.Option(help="Requests under way at one time.")]
+Seed = Annotated[int, typer.Option(help="Another seed makes other edits.")]
 Json = Annotated[
     bool, typer.Option("--json", help="Print JSON for machines: fractions, nothing rounded.")
 ]
@@ -73,8 +174,20 @@ Json = Annotated[
 _with_traceback = ContextVar("with_traceback", default=False)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from hard_positives import __version__
+
+        typer.echo(f"hard-positives {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def program(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True),
+    ] = False,
     traceback: Annotated[
         bool,
         typer.Option(
@@ -152,9 +265,23 @@ def build(
         list[str] | None,
         typer.Option(help="replace or swap; repeat for more. Both if left out."),
     ] = None,
+    benchmark: Annotated[
+        str,
+        typer.Option(help="Another benchmark of `hard-positives benchmarks` that must be built."),
+    ] = "replace-swap",
+    partial: Annotated[
+        bool,
+        typer.Option("--partial", help="Of another benchmark: leave out rows without an image."),
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Build the benchmark as Parquet from the published annotations and Visual Genome's images."""
+    """Build a benchmark as Parquet from its annotations and images that lie apart.
+
+    Left out, --benchmark is REPLACE and SWAP, from the published annotations and Visual Genome.
+    """
+    if benchmark != "replace-swap":
+        _build_other(benchmark, output, images, annotations, partial=partial, quiet=quiet)
+        return
     from hard_positives_dataset import HardPositives, build_parquet
 
     chosen = {"annotation_dir": annotations, "images": images, "splits": split}
@@ -165,13 +292,38 @@ def build(
         typer.echo(f"Built {output}. Next: hard-positives evaluate MODEL --dataset {output}")
 
 
+def _build_other(
+    benchmark: str,
+    output: Path,
+    images: list[Path] | None,
+    annotations: Path | None,
+    *,
+    partial: bool,
+    quiet: bool,
+) -> None:
+    from hard_positives.suite.builders import build_benchmark
+
+    progress = not quiet
+    counts = build_benchmark(
+        benchmark, output, images or [], annotations, partial=partial, progress=progress
+    )
+    left_out = counts.pop("")
+    if left_out:
+        typer.echo(f"Warning: {left_out:,} rows are left out: no image.", err=True)
+    if not quiet:
+        rows = ", ".join(f"{split} {number:,}" for split, number in counts.items())
+        typer.echo(
+            f"Built {output} ({rows} rows). Next: hard-positives evaluate MODEL --dataset {output}"
+        )
+
+
 @app.command()
 @_in_sentences(resumes=True)
 def evaluate(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL]...",
+            metavar="MODEL",
             help="Hub id or folder of a CLIP-like model; the tiny bundled one if left out.",
             show_default=False,
         ),
@@ -179,8 +331,8 @@ def evaluate(
     dataset: Annotated[
         list[str] | None,
         typer.Option(
-            help="Folder from `hard-positives build` or a Hub id; repeat for more. The bundled "
-            "world if left out.",
+            help="Folder from `hard-positives build`, a Hub id, or a name that `hard-positives "
+            "benchmarks` lists; repeat for more. The bundled world if left out.",
             show_default=False,
         ),
     ] = None,
@@ -252,9 +404,7 @@ def evaluate(
             "folders MODEL/DATASET, of which none that is finished is done again."
         ),
     ] = None,
-    image: Annotated[
-        str, typer.Option(help="Column of the image.", rich_help_panel=COLUMNS_PANEL)
-    ] = "image",
+    image: ImageColumn = "image",
     caption: Annotated[
         str | None,
         typer.Option(
@@ -262,56 +412,23 @@ def evaluate(
             rich_help_panel=COLUMNS_PANEL,
         ),
     ] = None,
-    positive: Annotated[
-        list[str] | None,
+    positive: PositiveColumns = None,
+    negative: NegativeColumns = None,
+    candidates: CandidateColumns = None,
+    label: LabelColumn = None,
+    pair: PairColumns = None,
+    category: CategoryColumn = None,
+    cluster: ClusterColumn = None,
+    together: SetColumn = None,
+    crop: CropColumn = None,
+    text_only: Annotated[
+        bool,
         typer.Option(
-            help="Column of what is true, the original first; repeat for more.",
+            "--text-only",
+            help="Compare true captions with true and false ones, without images.",
             rich_help_panel=COLUMNS_PANEL,
         ),
-    ] = None,
-    negative: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Column of what is false; repeat for more.", rich_help_panel=COLUMNS_PANEL
-        ),
-    ] = None,
-    candidates: Annotated[
-        str | None,
-        typer.Option(help="Column of lists, with --label.", rich_help_panel=COLUMNS_PANEL),
-    ] = None,
-    label: Annotated[
-        str | None,
-        typer.Option(
-            help="Column of the true candidate: its place from 0, or itself.",
-            rich_help_panel=COLUMNS_PANEL,
-        ),
-    ] = None,
-    pair: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="IMAGE:CAPTION",
-            help="Columns of an image and its caption; give two pairs or more.",
-            rich_help_panel=COLUMNS_PANEL,
-        ),
-    ] = None,
-    category: Annotated[
-        str | None,
-        typer.Option(help="Column to report by.", rich_help_panel=COLUMNS_PANEL),
-    ] = None,
-    cluster: Annotated[
-        str | None,
-        typer.Option(
-            help="Column of what is not independent, such as the photograph.",
-            rich_help_panel=COLUMNS_PANEL,
-        ),
-    ] = None,
-    crop: Annotated[
-        str | None,
-        typer.Option(
-            help="Column of the box to cut out: left, top, width, height.",
-            rich_help_panel=COLUMNS_PANEL,
-        ),
-    ] = None,
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -320,7 +437,9 @@ def evaluate(
 
     import rich
 
-    from hard_positives import Columns, evaluate_all, render_table
+    models, datasets = models or ["shapes_clip"], dataset or ["shapes"]
+    _check_names(models, datasets, adapter)
+    from hard_positives import Columns, evaluate_all, render_authors, render_table
     from hard_positives import evaluate as evaluate_model
     from hard_positives.machine import is_main_process
     from hard_positives.names import printable
@@ -331,14 +450,15 @@ def evaluate(
         caption=caption,
         positives=positive or (),
         negatives=negative or (),
-        candidates=candidates,
+        candidates=candidates or (),
         label=label,
         pairs=[cast(tuple[str, str], tuple(one.split(":"))) for one in pair or ()],
         category=category,
         cluster=cluster,
+        set=together,
+        text_only=text_only,
         crop=crop,
     )
-    models, datasets = models or ["shapes_clip"], dataset or ["shapes"]
     options: dict[str, Any] = {
         "columns": columns,
         "splits": split,
@@ -381,12 +501,25 @@ def evaluate(
     if output is not None:
         result.save(output)
     if as_json:
-        typer.echo(json.dumps({"signature": result.signature, "metrics": result.metrics}, indent=2))
+        typer.echo(json.dumps({"signature": result.signature, **result.figures}, indent=2))
         return
     rich.print(render_table(result))
+    if result.authors:
+        rich.print(render_authors(result))
     typer.echo(printable(result.signature_line))  # in one piece, to be copied
     if (model_name, dataset_name) == ("shapes_clip", "shapes") and not quiet:
         typer.echo(NEXT_STEP)
+
+
+def _check_names(models: list[str], datasets: list[str], adapter: str | None = None) -> None:
+    """Say at once which names lead nowhere, before imports that take seconds."""
+    from hard_positives.models.kinds import check_model_name
+    from hard_positives.suite.benchmarks import check_dataset_name
+
+    for model in models:
+        check_model_name(model, adapter)
+    for dataset in datasets:
+        check_dataset_name(dataset)
 
 
 def _show_all(results: list["EvaluationResult"], *, as_json: bool) -> None:
@@ -398,7 +531,7 @@ def _show_all(results: list["EvaluationResult"], *, as_json: bool) -> None:
     from hard_positives.names import printable
 
     if as_json:
-        both = [{"signature": one.signature, "metrics": one.metrics} for one in results]
+        both = [{"signature": one.signature, **one.figures} for one in results]
         typer.echo(json.dumps(both, indent=2))
         return
     rich.print(render_summary(results))
@@ -434,6 +567,41 @@ def models(as_json: Json = False) -> None:
 
 @app.command()
 @_in_sentences()
+def benchmarks(
+    name: Annotated[
+        str | None, typer.Argument(help="One of them, to see all that its file says.")
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(help="A benchmark's file of your own: read some rows and show what it says."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the benchmarks that can be scored by name, and what each needs."""
+    import json
+    from dataclasses import asdict
+
+    import rich
+
+    from hard_positives.suite.benchmarks import known_benchmarks, read_benchmark
+    from hard_positives.suite.listing import benchmark_in_full, benchmarks_table
+
+    known = known_benchmarks()
+    if name not in (None, *known):
+        raise ValueError(f"Expected NAME to be one of {', '.join(known)}, got {name!r}.")
+    if check is not None:
+        from hard_positives.suite.checking import checked_benchmark
+
+        rich.print(checked_benchmark(read_benchmark(check)))
+    elif as_json:
+        listed = [asdict(one) for one in known.values() if name in (None, one.name)]
+        typer.echo(json.dumps(listed, indent=2))
+    else:
+        rich.print(benchmark_in_full(known[name]) if name else benchmarks_table(known.values()))
+
+
+@app.command()
+@_in_sentences()
 def report(
     results: Annotated[
         list[Path],
@@ -451,22 +619,27 @@ def report(
 ) -> None:
     """Write results as one web page that needs no network, and as Markdown."""
     from hard_positives import EvaluationResult, write_report
-    from hard_positives.results.several import find_results
+    from hard_positives.results.files import find_results
 
     folders = [found for given in results for found in find_results(given)]
     page = write_report(list(map(EvaluationResult.load, folders)), output, dataset=dataset)
     if not quiet:
-        typer.echo(f"Wrote {page} and report.md beside it.")
+        typer.echo(f"Wrote {page}, and report.md, figures.csv and figures.tex beside it.")
 
 
 @app.command()
 @_in_sentences()
 def compare(
     first: Annotated[Path, typer.Argument(help="Folder with the results to start from.")],
-    second: Annotated[Path, typer.Argument(help="Folder with the results to judge.")],
+    others: Annotated[
+        list[Path], typer.Argument(metavar="SECOND", help="Folders with the results to judge.")
+    ],
     as_json: Json = False,
 ) -> None:
-    """Compare two models on the same rows: differences, intervals, p-values."""
+    """Compare models on the same rows: differences, intervals, p-values.
+
+    Of more than two, each with the first, a row for each.
+    """
     import json
     from dataclasses import asdict
 
@@ -475,13 +648,14 @@ def compare(
     from hard_positives import EvaluationResult, render_comparison
     from hard_positives import compare as compare_results
     from hard_positives.names import printable
+    from hard_positives.results.tables import render_ranking
 
-    results = [EvaluationResult.load(folder) for folder in (first, second)]
-    differences = compare_results(*results)
+    base, *judged = results = [EvaluationResult.load(folder) for folder in (first, *others)]
     if as_json:
-        typer.echo(json.dumps([asdict(difference) for difference in differences], indent=2))
+        found = [list(map(asdict, compare_results(base, other))) for other in judged]
+        typer.echo(json.dumps(found if len(found) > 1 else found[0], indent=2))
     else:
-        rich.print(render_comparison(*results))
+        rich.print(render_ranking(results) if judged[1:] else render_comparison(*results))
         for result in results:
             typer.echo(printable(result.signature_line))
 
@@ -520,12 +694,18 @@ def generate(
         str | None,
         typer.Option(help="Language model to ask, as its server names it. Rules if left out."),
     ] = None,
-    base_url: Annotated[
-        str, typer.Option(help="The model's OpenAI-compatible server. Key: HARD_POSITIVES_API_KEY.")
-    ] = "http://localhost:8000/v1",
-    temperature: Annotated[float, typer.Option(help="The model's temperature, 0 or more.")] = 0.7,
-    max_in_flight: Annotated[int, typer.Option(help="Requests under way at one time.")] = 32,
-    seed: Annotated[int, typer.Option(help="Another seed makes other edits.")] = 0,
+    base_url: BaseUrl = "http://localhost:8000/v1",
+    plausible_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="lm:NAME",
+            help="Of all edits by rules, take the one whose likelihood as text is nearest to the "
+            "caption's: a causal language model of transformers, Hub id or folder.",
+        ),
+    ] = None,
+    temperature: Temperature = 0.7,
+    max_in_flight: InFlight = 32,
+    seed: Seed = 0,
     workers: Annotated[
         int | None, typer.Option(help="Processes for the rules. All cores if left out.")
     ] = None,
@@ -538,15 +718,25 @@ def generate(
 
     Start it again with the same options after an interruption, and it resumes.
     """
+    import json
+
     from hard_positives import LanguageModel, Rules, read_captions
     from hard_positives import generate as generate_rows
+    from hard_positives.generation.text_alone import describe
 
     published = {
         "hard_positive_swap": published_swap,
         "hard_positive_replace": published_replace,
     }
-    editor: Rules | LanguageModel = Rules(seed)
-    if model is not None:
+    editor: Any = Rules(seed)
+    if plausible_by is not None:
+        if model is not None or engine != "datasets" or workers not in (None, 1):
+            raise ValueError(
+                "Expected plausible_by to be given with the rules on this machine, in one process, "
+                "got --model, --engine or --workers. Leave them out."
+            )
+        editor = _plausible(editor, plausible_by)
+    elif model is not None:
         editor = LanguageModel(
             model,
             base_url,
@@ -566,7 +756,111 @@ def generate(
         source = source if path is None else source.with_published(path, task)
     generate_rows(source, output, editor, workers=workers, engine=engine, progress=not quiet)
     if not quiet:
+        record = json.loads((output / "generation.json").read_text("utf-8"))
+        for line in describe(record.get("text_alone", {})):
+            typer.echo(line)
         typer.echo(f"Wrote {output}; generation.json there has the counts.")
+
+
+def _plausible(editor: Any, name: str) -> Any:
+    """Let a language model choose among an editor's edits."""
+    from hard_positives.generation.plausible import Plausible
+    from hard_positives.models.blind import BlindModel
+    from hard_positives.models.loading import load_model
+    from hard_positives.names import public_name
+
+    blind = load_model(name)
+    if not isinstance(blind, BlindModel):
+        raise TypeError(
+            f"Expected plausible_by to be a language model that sees no picture, got {name!r}. "
+            "Write lm: and the Hub id or folder of a causal language model."
+        )
+    return Plausible(editor, blind, str(public_name(name)))
+
+
+@app.command()
+@_in_sentences()
+def augment(
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            help="A name that `hard-positives benchmarks` lists, a dataset's folder or Hub id."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder to write; must not exist yet.")],
+    split: Annotated[
+        list[str] | None, typer.Option(help="Split to take; repeat for more. All if left out.")
+    ] = None,
+    dataset_revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of the dataset on the Hub.")
+    ] = None,
+    image: ImageColumn = "image",
+    positive: PositiveColumns = None,
+    negative: NegativeColumns = None,
+    candidates: CandidateColumns = None,
+    label: LabelColumn = None,
+    pair: PairColumns = None,
+    category: CategoryColumn = None,
+    cluster: ClusterColumn = None,
+    together: SetColumn = None,
+    crop: CropColumn = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Language model to ask, as its server names it. Rules if left out."),
+    ] = None,
+    base_url: BaseUrl = "http://localhost:8000/v1",
+    temperature: Temperature = 0.7,
+    max_in_flight: InFlight = 32,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Give every comparison of a benchmark a hard positive, on the words of its hard negative.
+
+    The result is a dataset to be scored with `hard-positives evaluate --dataset`.
+    """
+    import json
+
+    import rich
+
+    _check_names([], [dataset])
+    from hard_positives import Columns, LanguageModel, Rules
+    from hard_positives import augment as augment_rows
+    from hard_positives.generation.augment import AUGMENTATION, coverage_table
+
+    columns = Columns(
+        image=image,
+        positives=positive or (),
+        negatives=negative or (),
+        candidates=candidates or (),
+        label=label,
+        pairs=[cast(tuple[str, str], tuple(one.split(":"))) for one in pair or ()],
+        category=category,
+        cluster=cluster,
+        set=together,
+        crop=crop,
+    )
+    editor: Rules | LanguageModel = Rules(seed)
+    if model is not None:
+        editor = LanguageModel(
+            model,
+            base_url,
+            api_key=os.environ.get("HARD_POSITIVES_API_KEY"),
+            temperature=temperature,
+            seed=seed,
+            max_in_flight=max_in_flight,
+        )
+    augment_rows(
+        dataset,
+        output,
+        editor,
+        columns=columns,
+        splits=split,
+        dataset_revision=dataset_revision,
+        progress=not quiet,
+    )
+    if not quiet:
+        rich.print(coverage_table(json.loads((output / AUGMENTATION).read_text("utf-8"))))
+        typer.echo(f"Wrote {output}. Next: hard-positives evaluate MODEL --dataset {output}")
 
 
 @app.command()
@@ -630,6 +924,7 @@ def finetune(
     """
     from dataclasses import replace
 
+    _check_names([model], [data, *filter(None, [held_out])])
     from hard_positives import RECIPES
     from hard_positives import finetune as finetune_model
     from hard_positives.finetuning.recipes import check_choice

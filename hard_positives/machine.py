@@ -15,7 +15,7 @@ from accelerate import PartialState
 
 @dataclass(frozen=True)
 class Options:
-    """How to run, as :func:`hard_positives.score` takes it; none of it changes the logits.
+    """How to run, as `hard_positives.score` takes it; none of it changes the logits.
 
     Attributes:
         batch_size: Images per batch; chosen if None.

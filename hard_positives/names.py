@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+EMBEDDED_DATASET, EMBEDDED_MODEL = "shapes", "shapes_clip"
 # Control characters (C0 and C1) and those that turn the direction of what follows: a terminal obeys
 # the first, and the second show a reader other words than are there. Halves of a character that
 # stand alone, as JSON may hold them, cannot be written at all.
 _ACTIVE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+BLIND_PREFIX = "lm:"  # of language models that see no picture
 
 
 def public_name(source: Any) -> str | None:
@@ -25,9 +29,13 @@ def public_name(source: Any) -> str | None:
     Examples:
         >>> public_name("openai/clip-vit-base-patch32"), public_name("/home/ann/models/clip")
         ('openai/clip-vit-base-patch32', 'clip')
+        >>> public_name("lm:/home/ann/models/gpt2")
+        'lm:gpt2'
     """
     if not isinstance(source, (str, Path)):
         return None
+    if str(source).startswith(BLIND_PREFIX):  # of the model behind it
+        return f"{BLIND_PREFIX}{public_name(str(source).removeprefix(BLIND_PREFIX))}"
     path = Path(os.path.expanduser(source))  # which leaves an unknown user as it is
     if path.is_absolute() or ".." in path.parts:
         return path.resolve().name

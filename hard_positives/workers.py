@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import Pipe
@@ -44,7 +44,9 @@ def worker_processes(
     reader, writer = Pipe(duplex=False)
     pool = ProcessPoolExecutor(number, initializer=_follow, initargs=(reader, writer))
     try:
-        yield lambda function, items: list(_submitted(pool, function, items))
+        yield lambda function, items: [
+            future.result() for future in _submitted(pool, function, items)
+        ]
     except BaseException as error:
         writer.close()  # they end where they are: nobody waits for what they work on
         if isinstance(error, BrokenProcessPool):
@@ -61,13 +63,15 @@ def worker_processes(
 
 def _submitted(
     pool: ProcessPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item]
-) -> Iterator[Result]:
+) -> list[Future[Result]]:
+    # Not by pool.map, which cancels what waits when it is interrupted: where the workers end at the
+    # same time, Python 3.11 fails in a thread that would tell cancelled work of it.
     # The processes are started here. Ctrl-C reaches them too, also before they can ignore it.
     if not hasattr(signal, "pthread_sigmask"):
-        return pool.map(function, items)
+        return [pool.submit(function, item) for item in items]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return pool.map(function, items)
+        return [pool.submit(function, item) for item in items]
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

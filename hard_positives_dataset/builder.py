@@ -165,11 +165,14 @@ class ShapesConfig(datasets.BuilderConfig):
         num_rows: rows of each split. None takes 2,000 of `replace` and 1,000 of `swap`; `train` has
             no size of its own.
         seed: another seed is another world of the same kind.
+        usual: share of colours, sizes and relations that are as usual for their shapes; the world
+            of 0, as published, has no habits.
     """
 
     splits: Sequence[str] = tuple(SPLIT_SIZES)
     num_rows: int | None = None
     seed: int = 0
+    usual: float = 0.0
 
     def create_config_id(
         self, config_kwargs: dict, custom_features: datasets.Features | None = None
@@ -180,7 +183,8 @@ class ShapesConfig(datasets.BuilderConfig):
             raise ValueError(
                 "Expected num_rows for the split train, got None. Say how many rows to make."
             )
-        identity = hashlib.sha256(repr((self.splits, self.num_rows, self.seed)).encode())
+        arguments = self.splits, self.num_rows, self.seed, self.usual
+        identity = hashlib.sha256(repr(arguments).encode())
         _hash_sources(identity, "builder.py", "shapes.py")
         return f"{self.name}-{identity.hexdigest()[:16]}"
 
@@ -206,9 +210,10 @@ class _ShapesRows:
     split: str
     num_rows: int | None
     seed: int
+    usual: float
 
     def __iter__(self) -> Iterator[dict]:
-        return generate_rows(self.split, self.num_rows, seed=self.seed)
+        return generate_rows(self.split, self.num_rows, seed=self.seed, usual=self.usual)
 
 
 @dataclass(frozen=True)
@@ -317,7 +322,8 @@ class HardPositives(datasets.GeneratorBasedBuilder):
         if isinstance(self.config, ShapesConfig):
             config = self.config
             rows = {
-                split: _ShapesRows(split, config.num_rows, config.seed) for split in config.splits
+                split: _ShapesRows(split, config.num_rows, config.seed, config.usual)
+                for split in config.splits
             }
         else:
             rows = self._published_rows(dl_manager)

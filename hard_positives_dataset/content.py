@@ -6,10 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    import datasets
 
 
 class ContentHash:
@@ -71,9 +73,12 @@ def content_of(rows: datasets.Dataset, image_digests: Sequence[str] | None = Non
             they are known already. Then no image is read.
 
     Examples:
+        >>> import datasets
         >>> content_of(datasets.Dataset.from_dict({"caption": ["a cat"], "id": ["1"]}))[:8]
         '131aa031'
     """
+    import datasets  # not at the top: results are hashed without it
+
     for name, feature in rows.features.items():
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(name, datasets.Image(decode=False))

@@ -13,10 +13,12 @@ import hashlib
 import json
 import os
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import datasets
@@ -34,6 +36,7 @@ SHARD_BYTES = 500_000_000
 # above 2 GiB cannot; the second figure cuts even among rows of one image.
 GROUP_BYTES = 100_000_000
 _GROUP_LIMIT = 1_000_000_000
+GROUP_ROWS = 20_000  # of texts alone a group would never be full
 _CAPTION_COLUMNS = ("caption", "hard_positive", "hard_negative")
 
 
@@ -50,9 +53,9 @@ def build_parquet(
     file stays beside it.
 
     Args:
-        splits: for each split name a dataset with the columns of this benchmark (at least `image`
-            and the three captions), rows of one image adjacent. Its description, licence and
-            citation (`.info`) go into the card.
+        splits: for each split name a dataset with the columns of this benchmark (at least the three
+            captions), rows of one image adjacent; without a column `image`, of texts alone. Its
+            description, licence and citation (`.info`) go into the card.
         output_dir: the folder to make. It must be absent or empty: nothing is overwritten.
         progress: whether to show a bar with the rate.
 
@@ -95,7 +98,7 @@ def _check(splits: Mapping[str, datasets.Dataset | datasets.IterableDataset]) ->
             raise ValueError(
                 f"Expected split names to be letters, digits and '_', got {name!r}. Rename it."
             )
-        missing = [c for c in ("image", *_CAPTION_COLUMNS) if c not in (rows.features or ())]
+        missing = [c for c in _CAPTION_COLUMNS if c not in (rows.features or ())]
         if missing:
             raise ValueError(
                 f"Expected split {name} to have the columns of this dataset, got none called "
@@ -129,23 +132,29 @@ class _Counts:
     expanded_bytes: int = 0
     image_bytes: int = 0
     images: set[bytes] = field(default_factory=set)
-    captions: set[str] = field(default_factory=set)
+    captions: array = field(default_factory=lambda: array("Q"))
     categories: Counter = field(default_factory=Counter)
     flaws: Counter = field(default_factory=Counter)
     flawed_rows: int = 0
     content: ContentHash = field(default_factory=ContentHash)
 
-    def add(self, row: dict, new_image: bool) -> None:
-        content = row["image"]["bytes"]
+    def add(self, row: dict, content: bytes, new_image: bool) -> None:
         self.rows += 1
         self.expanded_bytes += len(content)
-        if new_image:
+        if new_image and content:
             self.image_bytes += len(content)
             self.images.add(hashlib.sha256(content).digest())
-        self.captions.update(row[column] for column in _CAPTION_COLUMNS)
+        # Hashes of eight bytes: the captions of a million rows would take half a gigabyte.
+        cells = (row[column] or () for column in _CAPTION_COLUMNS)
+        texts = chain.from_iterable([cell] if isinstance(cell, str) else cell for cell in cells)
+        self.captions.extend(map(_short_hash, texts))
         self.categories[row.get("category") or "none"] += 1
         self.flaws.update(row.get("flaws") or ())
         self.flawed_rows += bool(row.get("flaws"))
+
+
+def _short_hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def _write_split(
@@ -158,7 +167,8 @@ def _write_split(
     schema = _portable_schema(rows.features)
     expected = (rows.info.splits or {}).get(split)
     total = len(rows) if isinstance(rows, datasets.Dataset) else expected and expected.num_examples
-    encoded = rows.cast_column("image", datasets.Image(decode=False))
+    with_images = "image" in rows.features
+    encoded = rows.cast_column("image", datasets.Image(decode=False)) if with_images else rows
     shards = []
     with tqdm(encoded, f"Writing {split}", total, unit="row", disable=not progress) as bar:
         groups = _row_groups(bar, split, counts)
@@ -175,22 +185,30 @@ def _row_groups(rows: Iterable[dict], split: str, counts: _Counts) -> Iterator[l
     """Rows in groups of about `GROUP_BYTES` that end where an image ends."""
     group, size, previous = [], 0, None
     for row in rows:
-        content = row["image"] and row["image"]["bytes"]
-        if not content:
+        content = _bytes_of(row)
+        if content is None:
             raise ValueError(
                 f"Expected every image of split {split} to carry its bytes, got row {counts.rows} "
                 "without. Load images into the rows; paths are not followed."
             )
-        new_image = content != previous
-        if (size >= GROUP_BYTES and new_image) or size >= _GROUP_LIMIT:
+        new_image = content != previous or not content
+        full = size >= GROUP_BYTES or len(group) >= GROUP_ROWS
+        if (full and new_image) or size >= _GROUP_LIMIT:
             yield group
             group, size = [], 0
         group.append(row)
         size += len(content)
         previous = content
-        counts.add(row, new_image)
+        counts.add(row, content, new_image)
     if group:
         yield group
+
+
+def _bytes_of(row: dict) -> bytes | None:
+    """The image of a row; nothing of texts alone, None where it is missing."""
+    if "image" not in row:
+        return b""
+    return (row["image"] and row["image"]["bytes"]) or None
 
 
 def _write_shard(
@@ -295,7 +313,7 @@ def _count_table(counts: dict[str, _Counts]) -> str:
     return "\n".join(
         f"| `{name}` | {count.rows:,} | "
         + ", ".join(f"{category} {number:,}" for category, number in count.categories.items())
-        + f" | {len(count.images):,} | {len(count.captions):,} | "
+        + f" | {len(count.images):,} | {len(set(count.captions)):,} | "
         + f"{count.rows - count.flawed_rows:,} |"
         for name, count in counts.items()
     )

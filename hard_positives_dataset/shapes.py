@@ -47,6 +47,14 @@ RELATIONS = {
 # Relations that exclude each other. A false one is drawn from these, and all are told of equally
 # often: so nobody guesses from the words alone which of two captions is false.
 EXCLUSIVE = (("left of", "right of", "above", "under"), ("in", "touching", "far from"))
+# In a world of habits things are mostly as they usually are; no shape is usually black.
+USUAL_TRAITS = {
+    "circle": {"size": "large", "colour": "yellow"},
+    "square": {"size": "large", "colour": "red"},
+    "triangle": {"size": "small", "colour": "green"},
+    "star": {"size": "small", "colour": "white"},
+    "cross": {"size": "small", "colour": "blue"},
+}
 SYNONYMS = {
     word: synonyms
     for table in (*ATTRIBUTES.values(), RELATIONS)
@@ -167,35 +175,66 @@ class Scene:
 # --- scenes ---------------------------------------------------------------------------------------
 
 
-def make_scene(split: str, index: int, *, seed: int = 0) -> Scene:
+def make_scene(split: str, index: int, *, seed: int = 0, usual: float = 0.0) -> Scene:
     """The scene behind some rows of a split.
 
     Args:
         split: "replace", "swap" or "train"; scenes of different splits are drawn apart.
         index: Which scene, from 0.
         seed: Another seed is another world of the same kind.
+        usual: As for `generate_rows`.
 
     Returns:
         A scene of two or three objects.
     """
-    return _compose(split, index, seed)[0]
+    return _compose(split, index, seed, usual)[0]
 
 
-def _compose(split: str, index: int, seed: int) -> tuple[Scene, dict[str, list[_Triple]]]:
+def usual_place(first: str, second: str, relation: str) -> str:
+    """Return how one shape usually stands to another: each pair has one direction, one nearness.
+
+    Args:
+        first: A shape.
+        second: Another shape.
+        relation: Any of the relations that the answer is to exclude or equal.
+
+    Returns:
+        A relation.
+
+    Examples:
+        >>> usual_place("circle", "square", "under"), usual_place("square", "circle", "under")
+        ('left of', 'right of')
+        >>> usual_place("circle", "star", "touching")
+        'in'
+    """
+    directions, nearness = EXCLUSIVE
+    a, b = (list(SHAPES).index(shape) for shape in (first, second))
+    if relation in nearness:
+        return nearness[(a + b) % len(nearness)]
+    return directions[2 * ((a + b + 1) % 2) + (a > b)]
+
+
+def _compose(
+    split: str, index: int, seed: int, usual: float
+) -> tuple[Scene, dict[str, list[_Triple]]]:
     """A scene that gives enough captions of every category of its split, and those captions."""
     rng = random.Random(f"shapes/{seed}/{split}/{index}")
     number = index // FAMILY_SIZE if split == "train" else index
     family = random.Random(f"shapes/{seed}/{split}/family {number}")
-    relation = rng.choice(list(RELATIONS))
+    drawn = relation = rng.choice(list(RELATIONS))
+    is_in_usual_place = _is_drawn(rng, usual)
     attempt = 0
     while True:
         if attempt % _TRIES == 0:
             traits = _draw_traits(family)
-            objects = _deal(family, traits)
+            objects = _deal(family, traits, usual)
         if number % 2:
-            objects = _deal(rng, traits)
+            objects = _deal(rng, traits, usual)
         attempt += 1
-        scene = _draw_scene(rng, objects, relation)
+        in_order = _shuffled(rng, objects)
+        if is_in_usual_place:
+            relation = usual_place(in_order[0]["shape"], in_order[1]["shape"], drawn)
+        scene = _draw_scene(rng, in_order, relation)
         if scene is None:
             continue
         triples = {}
@@ -220,15 +259,26 @@ def _draw_traits(rng: random.Random) -> dict[str, list[str]]:
     return traits
 
 
-def _deal(rng: random.Random, traits: dict[str, list[str]]) -> list[dict[str, str]]:
-    """The traits of each object."""
+def _deal(rng: random.Random, traits: dict[str, list[str]], usual: float) -> list[dict[str, str]]:
+    """The traits of each object; a share of them the usual ones of its shape, not those dealt."""
     hands = {kind: _shuffled(rng, values) for kind, values in traits.items()}
-    return [dict(zip(hands, values, strict=True)) for values in zip(*hands.values(), strict=True)]
+    objects = [
+        dict(zip(hands, values, strict=True)) for values in zip(*hands.values(), strict=True)
+    ]
+    for dealt in objects:
+        habits = USUAL_TRAITS[dealt["shape"]]
+        dealt.update({kind: word for kind, word in habits.items() if _is_drawn(rng, usual)})
+    return objects
+
+
+def _is_drawn(rng: random.Random, share: float) -> bool:
+    """Draw nothing where the share is 0: the published world stays as it is, byte for byte."""
+    return share > 0 and rng.random() < share
 
 
 def _draw_scene(rng: random.Random, objects: list[dict[str, str]], relation: str) -> Scene | None:
     """Places for these objects, two of them in this relation; None where the draw does not fit."""
-    first, second, *others = (_draw_thing(rng, traits) for traits in _shuffled(rng, objects))
+    first, second, *others = (_draw_thing(rng, traits) for traits in objects)
     placed = _place_pair(rng, first, second, relation)
     for thing in others:
         placed = placed and _place_apart(rng, placed, thing)
@@ -572,7 +622,12 @@ _HOLDS: dict[str, Callable[[Thing, Thing], bool]] = {
 
 
 def generate_rows(
-    split: str, num_rows: int | None = None, *, seed: int = 0, start: int = 0
+    split: str,
+    num_rows: int | None = None,
+    *,
+    seed: int = 0,
+    start: int = 0,
+    usual: float = 0.0,
 ) -> Iterator[dict]:
     """Rows of a split, in order; rows of one image stand together.
 
@@ -585,12 +640,16 @@ def generate_rows(
         num_rows: How many; `SPLIT_SIZES[split]` where left out, and `train` has no such size.
         seed: Another seed is another world of the same kind.
         start: The first row to make; those before it cost nothing.
+        usual: A share in [0, 1] of colours, sizes and relations that are as usual for their shapes
+            (`USUAL_TRAITS`, `usual_place`); the others are drawn from all, usual ones among them.
+            In such a world hard negatives are less usual as text than captions, as in real
+            benchmarks. With 0, the published world, no word tells which caption is false.
 
     Returns:
         Dicts with the columns of the benchmark. `image` is `{"bytes": PNG, "path": None}`.
 
     Raises:
-        ValueError: Unknown split, or `train` without `num_rows`.
+        ValueError: Unknown split, `train` without `num_rows`, or `usual` out of range.
 
     Examples:
         >>> row = next(generate_rows("swap"))
@@ -603,17 +662,19 @@ def generate_rows(
         )
     if num_rows is None and split not in SPLIT_SIZES:
         raise ValueError(f"Expected num_rows for {split}, got None. Say how many rows to make.")
+    if not 0 <= usual <= 1:
+        raise ValueError(f"Expected usual to be between 0 and 1, got {usual}. Give a share.")
     num_rows = SPLIT_SIZES[split] if num_rows is None else num_rows
     per_scene = ROWS_PER_CATEGORY * len(SPLIT_CATEGORIES[split])
     index, skip = divmod(start, per_scene)
     rows = itertools.chain.from_iterable(
-        _scene_rows(split, index, seed=seed) for index in itertools.count(index)
+        _scene_rows(split, index, seed, usual) for index in itertools.count(index)
     )
     return itertools.islice(rows, skip, skip + num_rows)
 
 
-def _scene_rows(split: str, index: int, *, seed: int) -> Iterator[dict]:
-    scene, triples = _compose(split, index, seed)
+def _scene_rows(split: str, index: int, seed: int, usual: float) -> Iterator[dict]:
+    scene, triples = _compose(split, index, seed, usual)
     image = {"bytes": _png(scene), "path": None}
     for category, written in triples.items():
         name = split if split == category else f"{split}-{category}"

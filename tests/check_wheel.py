@@ -8,6 +8,7 @@ from datasets import load_dataset
 import hard_positive_metric
 import hard_positives
 import hard_positives_dataset
+from hard_positives.suite.benchmarks import known_benchmarks
 
 
 def folder(module) -> str:
@@ -24,6 +25,9 @@ assert metric.compute(predictions=[[3.0, 2.0, 1.0]])["augmented_accuracy"] == 1.
 
 swap = load_dataset(folder(hard_positives_dataset), split="swap")
 assert {"image", "caption", "hard_positive", "hard_negative"} <= set(swap.column_names)
+
+listed = known_benchmarks()
+assert len(listed) > 20, f"{len(listed)} benchmarks in the wheel"
 
 result = hard_positives.evaluate("shapes_clip", "shapes", splits=["swap"])
 print(f"{folder(hard_positives)}: {result.scores.num_rows} rows scored from the wheel")

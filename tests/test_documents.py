@@ -3,21 +3,31 @@
 import ast
 import doctest
 import importlib
+import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import typer
 from conftest import ROOT
+from typer.core import TyperGroup
+from typer.main import get_command
 
 import hard_positives
+from hard_positives.cli import app
 
-DOCUMENTS = [
-    "README.md",
+CARDS = [
     "hard_positives_dataset/README.md",
     "hard_positive_metric/README.md",
     "hard_positives/shapes_clip/README.md",
 ]
+PAGES = sorted(  # but the one that `make site` writes
+    f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md") if path.name != "commands.md"
+)
 PACKAGES = ("hard_positives", "hard_positive_metric", "hard_positives_dataset")
 # The page needs an environment of its own; test_space.py runs it.
 MODULES = sorted(
@@ -33,8 +43,12 @@ def blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
+SHOW_PYTHON = ["README.md", *(page for page in PAGES if blocks(page, "python")), *CARDS]
+
+
 @pytest.mark.parametrize(
-    "document", [DOCUMENTS[0], *(pytest.param(d, marks=pytest.mark.slow) for d in DOCUMENTS[1:])]
+    "document",
+    [SHOW_PYTHON[0], *(pytest.param(d, marks=pytest.mark.slow) for d in SHOW_PYTHON[1:])],
 )
 def test_the_python_of_a_document_runs_as_it_stands(document, tmp_path):
     code = blocks(document, "python")
@@ -46,14 +60,63 @@ def test_the_python_of_a_document_runs_as_it_stands(document, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")])
+def test_the_commands_of_a_page_run_as_they_stand(page, tmp_path):
+    script = "set -e\n" + "\n".join(blocks(page, "bash"))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning_and_loads_nothing_from_the_network(tmp_path):
+    pytest.importorskip("zensical", reason="needs the extra docs, which .ci/run installs")
+    for name in ("docs", "mkdocs.yml", "CONTRIBUTING.md", "Makefile", *PACKAGES):
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+    subprocess.run(["make", "site"], cwd=tmp_path, check=True)
+    pages = list((tmp_path / "build" / "site").glob("*.html"))
+    assert {page.stem for page in pages} >= {Path(page).stem for page in PAGES} | {"commands"}
+    loaded = r"<(?:script|img|iframe|source)\b[^>]*\bsrc=\"?([^\" >]+)"
+    linked = r"<link\b[^>]*\brel=\"?(?:stylesheet|icon|preconnect|preload)[^>]*href=\"?([^\" >]+)"
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        found = re.findall(loaded, text) + re.findall(linked, text)
+        assert found and not [one for one in found if "//" in one], page.name
+        here = [one for one in found if not one.startswith("data:")]
+        gone = [one for one in here if not (page.parent / one.lstrip("/").split("?")[0]).exists()]
+        assert page.name == "404.html" or gone == [], page.name
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_the_examples_in_docstrings_run(name, monkeypatch):
     monkeypatch.chdir(ROOT)
+    if name == "hard_positives.mteb":
+        pytest.importorskip("mteb", reason="needs mteb, which .ci/run installs for it")
     failed, _ = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert failed == 0
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", *DOCUMENTS[1:]])
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", *PAGES])
+def test_the_command_line_knows_every_command_that_a_document_shows(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    shown = re.findall(r"^hard-positives .*?$", "\n".join(blocks(document, "shell")), re.MULTILINE)
+    shown += re.findall(r"`(hard-positives [^`]*)`", text.replace("\n", " "))
+    for line in shown:
+        words = [word for word in shlex.split(line, comments=True)[1:] if word != "..."]
+        command = get_command(app)
+        parent = typer.Context(command, info_name="hard-positives")
+        while isinstance(command, TyperGroup):
+            word = next(word for word in words if not word.startswith("-"))
+            command = command.commands[word]
+            words = [other for other in words if other not in (word, "--traceback")]
+        if words:  # else a command is only named
+            command.make_context(line, words, parent=parent).close()
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", *PAGES, *CARDS])
 def test_links_into_the_repository_lead_somewhere(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?://|#|mailto:)([^)#]+)", text)
@@ -61,9 +124,9 @@ def test_links_into_the_repository_lead_somewhere(document):
     assert missing == []
 
 
-def test_the_file_map_of_the_readme_is_the_file_list():
+def test_the_file_map_is_the_file_list():
     mapped, folders = set(), []
-    shown = blocks("README.md", "text")[0]
+    shown = blocks("docs/map.md", "text")[0]
     for indent, name in re.findall(r"^( *)(\S+\.py|\S+/)  +\S", shown, re.MULTILINE):
         folders = folders[: len(indent) // 4]
         if name.endswith(".py"):

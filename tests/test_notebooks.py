@@ -91,3 +91,12 @@ def test_the_picture_of_the_readme_is_what_its_script_draws(tmp_path):
     numbers = r"\d+(\.\d+)?"
     assert re.sub(numbers, "#", done.stdout) == re.sub(numbers, "#", kept.read_text("utf-8"))
     assert kept.stat().st_size < 20_000
+
+
+def test_the_picture_of_the_figures_is_what_its_script_draws():
+    code = "import sys; sys.path.insert(0, 'docs'); import figures_picture as it; print(it.draw())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    kept = (ROOT / "docs" / "figures_picture.svg").read_text("utf-8")
+    assert done.stdout == kept + "\n"

@@ -1,7 +1,8 @@
 """SIGKILL at any moment of any command, and the same command again until it is done.
 
 Half of the kills come at a random time, more of them near the end; the other half right before one
-of the changes that the command makes to files, so that the moment between two renames is met, too.
+of the changes that the command makes to files, so that the moment between two renames is met, too:
+the first kills of the trials go through these changes from the last one backwards.
 Only the process itself is killed, as the kernel does when memory ends: its workers must end alone.
 """
 
@@ -34,7 +35,7 @@ def _kill_again_and_again(command, trial: Trial) -> Outcome:
     place = trial.folder / "place"
     command.begin(place)
     while kills < wanted:
-        killed = _run_and_kill(command, trial, place, pace)
+        killed = _run_and_kill(command, trial, place, pace, first=pace == 1.0 and not kills)
         left = killed.left_processes()
         problem = f"processes left: {left}" if left else command.problem(place)
         if killed.process.exitcode > 0:
@@ -52,14 +53,15 @@ def _kill_again_and_again(command, trial: Trial) -> Outcome:
     return _finish(command, place, kills)
 
 
-def _run_and_kill(command, trial: Trial, place: Path, pace: float) -> Run:
+def _run_and_kill(command, trial: Trial, place: Path, pace: float, first: bool) -> Run:
     whole, _ = command.reference
     uniform = trial.random.uniform
-    if trial.random.random() < 0.5:
+    if trial.number % 2 if first else trial.random.random() < 0.5:
         share = trial.random.choice((uniform(0, 1), uniform(0.7, 1)))
-        running = Run(
-            command.line(place), place / "home", die_before=int(share * pace * whole.changes)
-        )
+        change = int(share * pace * whole.changes)
+        if first:
+            change = -(1 + trial.number // 2) % max(whole.changes, 1)
+        running = Run(command.line(place), place / "home", die_before=change)
         running.wait()
         return running
     share = trial.random.choice((uniform(0, 1), uniform(0.8, 1.05)))

@@ -1,6 +1,6 @@
 """How a CLIP is tuned with hard negatives and hard positives, and the recipes that are published.
 
-A :class:`Recipe` is numbers and switches only; ``finetuning`` carries it out.
+A `Recipe` is numbers and switches only; ``finetuning`` carries it out.
 """
 
 import math

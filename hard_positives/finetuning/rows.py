@@ -17,7 +17,8 @@ from transformers import ProcessorMixin
 
 from hard_positives.finetuning.recipes import Recipe
 from hard_positives.scoring.score import NAMED
-from hard_positives.suite.comparisons import CAPTION_COLUMNS, Columns, check_columns
+from hard_positives.suite.columns import CAPTION_COLUMNS, Columns
+from hard_positives.suite.comparisons import check_columns
 from hard_positives.suite.rows import decode_image, picture_digests
 
 

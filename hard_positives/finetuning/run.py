@@ -36,6 +36,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from hard_positives.finetuning.checkpoints import in_order, last_whole
+from hard_positives.finetuning.overlap import find_overlap, overlap_in_words, warn_of_overlap
 from hard_positives.finetuning.recipes import RECIPES, Recipe, check_choice
 from hard_positives.finetuning.rows import (
     TrainingRows,
@@ -47,8 +48,8 @@ from hard_positives.finetuning.rows import (
 from hard_positives.finetuning.trainer import ContrastiveTrainer, TrainingGuard
 from hard_positives.machine import is_main_process, processes
 from hard_positives.models.encoders import DualEncoder
-from hard_positives.models.loading import EMBEDDED_MODEL, damage_as_value_error, load_model
-from hard_positives.names import public_name
+from hard_positives.models.loading import damage_as_value_error, load_model
+from hard_positives.names import EMBEDDED_MODEL, public_name
 from hard_positives.suite.comparisons import Comparisons, read_comparisons
 from hard_positives.suite.rows import about_rows
 from hard_positives.suite.sources import Source, check_content, load_source
@@ -92,8 +93,8 @@ def finetune(
         split: Which split of the data; needed where there are several.
         output_dir: Folder for the model; absent, empty, or of the same run when it was killed.
         recipe: One of `RECIPES`, or your own.
-        held_out: Triples to score on the way, as for `hard_positives.evaluate`. They must not be
-            among the training rows.
+        held_out: Triples to score on the way, as for `hard_positives.evaluate`. Where they share
+            pictures or texts with the training rows, a warning, the record and the card say so.
         seed: Of the order of rows and of the rows that shares choose.
         checkpoint_steps: Steps between checkpoints, and between scores on `held_out`.
         dtype: `"float32"`, or `"bfloat16"` for mixed precision; weights and the loss are
@@ -192,7 +193,8 @@ def _train(trainer: ContrastiveTrainer, processor: ProcessorMixin, output: Path)
 def _trained(
     trainer: ContrastiveTrainer, processor: ProcessorMixin, record: dict[str, Any], output: Path
 ) -> dict[str, Any]:
-    if "before" not in record:
+    if "overlap" not in record:
+        record["overlap"] = _overlap(trainer)
         record["before"] = trainer.evaluate() if trainer.eval_dataset else {}
     # Nearly always one number; several where a run was resumed with more or fewer processes.
     numbers = {*record.get("num_processes", []), processes().num_processes}
@@ -205,6 +207,17 @@ def _trained(
         _leave(trainer, processor, record, output)
     trainer.accelerator.wait_for_everyone()
     return record
+
+
+def _overlap(trainer: ContrastiveTrainer) -> dict[str, dict[str, Any]]:
+    """Find, in the one process that writes it down, what is trained on and held out, too."""
+    benchmark = cast(dict[str, tuple[Comparisons, list[str]]], trainer.eval_dataset)
+    if not (benchmark and is_main_process()):
+        return {}
+    held_out = {split: comparisons for split, (comparisons, _) in benchmark.items()}
+    overlap = find_overlap(cast(TrainingRows, trainer.train_dataset), held_out)
+    warn_of_overlap(overlap)
+    return overlap
 
 
 def _last_checkpoint(folder: Path) -> str | None:
@@ -547,5 +560,8 @@ def _figures(settings: dict[str, Any], record: dict[str, Any]) -> str:
         f"| {name.removeprefix('eval_')} | {record['before'][name]:.1%} | {after:.1%} |"
         for name, after in record["after"].items()
     ]
-    head = f"On `{settings['held_out']['id']}`; means over categories."
+    head = f"On `{settings['held_out']['id']}`; means over categories. Lower brittleness is better."
+    shared = overlap_in_words(record["overlap"])
+    if shared:
+        head += f"\n\n**Not a measure of what was learnt: {shared}.**"
     return "\n".join([head, "", "| | before | after |", "|---|---|---|", *lines])

@@ -68,7 +68,7 @@ _REFUSAL = re.compile(
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """Edits captions with a language model; see :class:`hard_positives.generation.run.Editor`.
+    """Edits captions with a language model; see `hard_positives.generation.run.Editor`.
 
     Sampling is recorded and seeded, each request by `seed`, task and caption; whether a server
     gives the same answer twice is up to the server. The meaning of an answer is checked only as far

@@ -55,7 +55,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Rules:
-    """Edits captions by lexicon and grammar; see :class:`hard_positives.generation.run.Editor`.
+    """Edits captions by lexicon and grammar; see `hard_positives.generation.run.Editor`.
 
     Which of several possible edits is made depends on `seed` and the caption alone, never on the
     other captions or on their order. A replaced hard positive and hard negative change the same
@@ -69,7 +69,7 @@ class Rules:
         >>> for task in TASKS:
         ...     print(Rules().edit("The paved road and the white house.", task).caption)
         The paved street and the white house.
-        The paved beach and the white house.
+        The paved field and the white house.
         The white house and the paved road.
         The white road and the paved house.
     """
@@ -97,27 +97,35 @@ class Rules:
 
     def edit(self, caption: str, task: Task) -> Edit:
         """Edit one caption, or say that no rule applies."""
+        candidates = self.candidates(caption, task)
+        return candidates[0] if candidates else Edit(reason="no_rule_applies")
+
+    def candidates(self, caption: str, task: Task) -> list[Edit]:
+        """All edits that the rules can make of one caption, none twice.
+
+        The first is the one that `edit` makes. The others follow in an order that depends on
+        `seed` and the caption alone: first those of words that allow both a hard positive and a
+        hard negative.
+
+        Returns:
+            An empty list where no rule applies.
+
+        Examples:
+            >>> from hard_positives.generation.run import TASKS
+            >>> for edit in Rules().candidates("A photo of a sofa", TASKS[0]):
+            ...     print(edit.caption)
+            A photo of a couch
+            A photograph of a sofa
+        """
+        chance = random.Random(f"{self.seed}/{caption}")
         if task.kind == "replace":
-            return self._replace(caption, task.column)
-        swap = _swap_around_and if task.column == "hard_positive" else _swap_attributes
-        edited = swap(caption, self._random(caption))
-        if edited is None or words_of(edited) == words_of(caption):
-            return Edit(reason="no_rule_applies")
-        return Edit(caption=edited, category="swap")
-
-    def _replace(self, caption: str, column: str) -> Edit:
-        found = slots(caption)
-        able = [slot for slot in found if slot.hard_positive and slot.hard_negative]
-        able = able or [slot for slot in found if getattr(slot, column)]
-        if not able:
-            return Edit(reason="no_rule_applies")
-        chance = self._random(caption)
-        slot = chance.choice(able)
-        edited = substitute(caption, slot, chance.choice(getattr(slot, column)))
-        return Edit(caption=edited, category=slot.category)
-
-    def _random(self, caption: str) -> random.Random:
-        return random.Random(f"{self.seed}/{caption}")
+            edits = _replaced(caption, task.column, chance)
+        else:
+            swaps = _swaps_around_and if task.column == "hard_positive" else _swaps_of_attributes
+            spans = swaps(analyse(caption), chance)
+            edits = [Edit(exchange(caption, *pair), "swap") for pair in spans]
+        seen = {tuple(words_of(caption))}
+        return [edit for edit in edits if not _seen(edit, seen)]
 
 
 @dataclass(frozen=True)
@@ -163,6 +171,26 @@ def _lexicon_hash() -> str:
 
 
 # --- replacing ------------------------------------------------------------------------------------
+
+
+def _replaced(caption: str, column: str, chance: random.Random) -> list[Edit]:
+    """Every offer of every slot; slots that allow both edits come first."""
+    places = list(slots(caption))
+    chance.shuffle(places)  # before the column is asked for, so that both edits take one word
+    places.sort(key=lambda slot: not (slot.hard_positive and slot.hard_negative))
+    edits = []
+    for slot in places:
+        offers = list(getattr(slot, column))
+        chance.shuffle(offers)
+        edits += [Edit(substitute(caption, slot, offer), slot.category) for offer in offers]
+    return edits
+
+
+def _seen(edit: Edit, seen: set[tuple[str, ...]]) -> bool:
+    words = tuple(words_of(edit.caption or ""))
+    known = words in seen
+    seen.add(words)
+    return known
 
 
 @functools.lru_cache(maxsize=4096)
@@ -333,8 +361,8 @@ def substitute(caption: str, slot: Slot, words: str) -> str:
 
     Examples:
         >>> place = slots("A white dog")[0]
-        >>> substitute("A white dog", place, "ivory")
-        'An ivory dog'
+        >>> substitute("A white dog", place, "orange")
+        'An orange dog'
     """
     tokens = analyse(caption)
     start, end = tokens[slot.start].start, tokens[slot.end - 1].end
@@ -350,17 +378,13 @@ def substitute(caption: str, slot: Slot, words: str) -> str:
 # --- swapping -------------------------------------------------------------------------------------
 
 
-def _swap_around_and(caption: str, chance: random.Random) -> str | None:
-    """Let what stands around an "and" change places where that leaves the meaning."""
-    tokens = analyse(caption)
+def _swaps_around_and(tokens: Sequence[Token], chance: random.Random) -> list[tuple[Span, Span]]:
+    """What stands around an "and" and can change places so that the meaning stays."""
     places = [place for place, token in enumerate(tokens) if token.word == "and"]
     chance.shuffle(places)
-    for place in places:
-        for find in (_adjectives_around, _noun_phrases_around, _clauses_around, _verbs_around):
-            spans = find(tokens, place)
-            if spans:
-                return exchange(caption, *spans)
-    return None
+    finders = (_adjectives_around, _noun_phrases_around, _clauses_around, _verbs_around)
+    found = (find(tokens, place) for place in places for find in finders)
+    return [spans for spans in found if spans]
 
 
 def _adjectives_around(tokens: Sequence[Token], place: int) -> tuple[Span, Span] | None:
@@ -442,15 +466,16 @@ def _points(tokens: Sequence[Token]) -> bool:
     return any(token.word in _words("pointer") for token in tokens)
 
 
-def _swap_attributes(caption: str, chance: random.Random) -> str | None:
-    """Let two objects exchange attributes; where there are none, exchange the objects."""
-    tokens = analyse(caption)
+def _swaps_of_attributes(tokens: Sequence[Token], chance: random.Random) -> list[tuple[Span, Span]]:
+    """Two objects' attributes, then two objects, that can change places so that it is false."""
     fixed = _fixed([token.word for token in tokens])
     chunks = [
         chunk for chunk in chunks_of(tokens) if not fixed & set(range(chunk.start, chunk.end))
     ]
-    spans = _attribute_spans(tokens, chunks) or _object_spans(tokens, chunks)
-    return exchange(caption, *chance.choice(spans)) if spans else None
+    attributes, objects = _attribute_spans(tokens, chunks), _object_spans(tokens, chunks)
+    chance.shuffle(attributes)
+    chance.shuffle(objects)
+    return attributes + objects
 
 
 def _attribute_spans(tokens: Sequence[Token], chunks: Sequence[Chunk]) -> list[tuple[Span, Span]]:

@@ -1,6 +1,6 @@
 """Captions -> training rows: hard positives and hard negatives, by replacing and by swapping.
 
-One small interface: an :class:`Editor` takes captions and a :class:`Task` and returns for each an
+One small interface: an `Editor` takes captions and a `Task` and returns for each an
 edited caption, or none and why. `rules.Rules` is one editor, `language_model.LanguageModel`
 another. Here is what they share: the checks on what comes back, and a run that uses all cores or a
 cluster, can be killed at any moment and goes on where it was.
@@ -18,7 +18,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import version
 from itertools import takewhile
@@ -27,11 +27,12 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Features, IterableDataset, Value
-from huggingface_hub import DatasetCardData
+from datasets import DatasetInfo, Features, IterableDataset, List, Value
+from datasets.iterable_dataset import ExamplesIterable
 from tqdm import tqdm
 
 from hard_positives.generation.captions import Captions, has_unfit_characters
+from hard_positives.generation.text_alone import TextAlone
 from hard_positives.names import public_name
 from hard_positives.workers import worker_processes
 from hard_positives_dataset import build_parquet
@@ -74,11 +75,14 @@ class Edit:
         caption: The edited caption, or None.
         category: What was changed: `attribute`, `relation`, `object` or `swap`.
         reason: Why there is no edited caption, in_this_form; empty where there is one.
+        likelihoods: Where an editor asks a language model: log P of the caption, of the edit that
+            would have been made without it, and of this one.
     """
 
     caption: str | None = None
     category: str = ""
     reason: str = ""
+    likelihoods: tuple[float, float, float] | None = field(default=None, repr=False)
 
 
 class Editor(Protocol):
@@ -155,12 +159,12 @@ def changed_words(before: Sequence[str], after: Sequence[str]) -> tuple[list[str
         >>> changed_words("an old red car".split(), "an old crimson car".split())
         (['red'], ['crimson'])
     """
-    start = _shared(before, after)
-    end = _shared(before[start:][::-1], after[start:][::-1])
+    start = words_in_common(before, after)
+    end = words_in_common(before[start:][::-1], after[start:][::-1])
     return list(before[start : len(before) - end]), list(after[start : len(after) - end])
 
 
-def _shared(before: Sequence[str], after: Sequence[str]) -> int:
+def words_in_common(before: Sequence[str], after: Sequence[str]) -> int:
     """How many words both begin with."""
     pairs = zip(before, after, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
@@ -176,6 +180,7 @@ PART_FEATURES = Features(
             for task in TASKS
             for suffix in ("", "_category", "_reason")
         },
+        **{f"{task}_likelihoods": List(Value("float32")) for task in TASKS},
     }
 )
 
@@ -205,6 +210,7 @@ def edit_rows(batch: Mapping[str, Sequence], *, editor: Editor) -> dict[str, lis
         columns[str(task)] = [edit.caption for edit in edits]
         columns[f"{task}_category"] = [edit.category for edit in edits]
         columns[f"{task}_reason"] = [edit.reason for edit in edits]
+        columns[f"{task}_likelihoods"] = [edit.likelihoods for edit in edits]
     return columns
 
 
@@ -244,7 +250,7 @@ def generate(
     its place and the settings, and one that is damaged or belongs elsewhere is made again.
 
     Args:
-        captions: From :func:`hard_positives.generation.captions.read_captions`.
+        captions: From `hard_positives.generation.captions.read_captions`.
         output_dir: The folder to make; must not exist or be empty.
         editor: `Rules()` or `LanguageModel(...)`.
         workers: Processes of the engine `datasets`; the editor's own choice if left out.
@@ -273,7 +279,7 @@ def generate(
         >>> folder = generate(read_captions(rows), output, Rules(), workers=1, progress=False)
         >>> for row in load_dataset(str(folder), split="train"):
         ...     print(row["id"], row["category"], "|", row["hard_positive"])
-        7-replace attribute | a cat and a dog on a crimson sofa
+        7-replace attribute | a cat and a dog on a scarlet sofa
         7-swap swap | a dog and a cat on a red sofa
     """
     workers = editor.workers if workers is None else workers
@@ -292,8 +298,7 @@ def generate(
                 run.open()
                 editor.prepare()
                 with _editing(engine, editor, workers, len(captions)) as edit_chunk:
-                    counts = run.edit(edit_chunk, progress)
-                run.finish(counts, progress)
+                    run.write(edit_chunk, progress)
             shutil.rmtree(run.parts, ignore_errors=True)
     return output
 
@@ -348,20 +353,60 @@ class _Run:
                 f"{', '.join(changed)}. Go on with the same ones, or remove that folder."
             )
 
-    def edit(self, edit_chunk: Callable[[pa.Table], pa.Table], progress: bool) -> Counter:
-        """Make the parts that are not there whole, and count what came of all of them."""
+    def write(self, edit_chunk: Callable[[pa.Table], pa.Table], progress: bool) -> None:
+        """Make the folder, which appears whole or not at all, from parts as they become whole."""
+        folder = self.parts / "finished"
+        shutil.rmtree(folder, ignore_errors=True)
         counts: Counter = Counter()
+        text_alone = TextAlone()
         with tqdm(total=len(self.captions), unit="caption", disable=not progress) as bar:
-            for start, stop in self.chunks():
-                part = self.read_part(start)
-                if part is None:
-                    part = edit_chunk(self.chunk(start, stop))
-                    self.write_part(start, part)
-                counts += _count(part)
-                bar.update(stop - start)
-                bar.set_postfix_str(_shares(counts), refresh=False)
+            # Not by from_generator, which would hash all captions to name the dataset.
+            examples = ExamplesIterable(
+                self.rows,
+                {"edit_chunk": edit_chunk, "counts": counts, "text_alone": text_alone, "bar": bar},
+            )
+            info = DatasetInfo(description=self.description, features=self.features)
+            build_parquet({"train": IterableDataset(examples, info)}, folder, progress=False)
+        record = {"settings": self.settings, "counts": _nested(counts), **text_alone.record()}
+        (folder / RECORD).write_text(json.dumps(record, indent=2), "utf-8")
+        if self.output.exists():
+            self.output.rmdir()  # empty: os.replace does not take folders on every system
+        put_in_place(folder, self.output)
+
+    def rows(
+        self,
+        edit_chunk: Callable[[pa.Table], pa.Table],
+        counts: Counter,
+        text_alone: TextAlone,
+        bar: tqdm,
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield all rows, numbered; parts that are not there whole are made on the way."""
+        number = 0
+        for start, stop in self.chunks():
+            part = self.read_part(start)
+            if part is None:
+                part = edit_chunk(self.chunk(start, stop))
+                self.write_part(start, part)
+            counts += _count(part)
+            text_alone.add(part, self.captions.table["image_id"][start:stop].to_pylist())
+            for row in self.part_rows(start, part):
+                yield number, row
+                number += 1
+            bar.update(stop - start)
+            bar.set_postfix_str(_shares(counts), refresh=False)
         self.check_edited(counts)
-        return counts
+
+    @property
+    def features(self) -> Features:
+        names = [name for name in FEATURES if name != "image" or self.captions.images is not None]
+        return Features({name: FEATURES[name] for name in names})
+
+    @property
+    def description(self) -> str:
+        return (
+            f"Hard positives and hard negatives, made from {self.settings['source']}; `{RECORD}` "
+            "has the settings and counts."
+        )
 
     def check_edited(self, counts: Counter) -> None:
         """Raise where there would be no row; nothing is kept, so that the same run asks again."""
@@ -406,46 +451,8 @@ class _Run:
         place = json.dumps([self.settings, start], sort_keys=True).encode()
         return f"{_part_number(start)}-{hashlib.sha256(place + content).hexdigest()}.parquet"
 
-    def finish(self, counts: Counter, progress: bool) -> None:
-        """Join the parts into the folder, which appears whole or not at all."""
-        folder = self.parts / "finished"
-        shutil.rmtree(folder, ignore_errors=True)
-        if self.captions.images is None:
-            self.write_texts(folder)
-        else:
-            rows = IterableDataset.from_generator(self.rows, features=FEATURES)
-            build_parquet({"train": rows}, folder, progress=progress)
-        record = {"settings": self.settings, "counts": _nested(counts)}
-        (folder / RECORD).write_text(json.dumps(record, indent=2), "utf-8")
-        if self.output.exists():
-            self.output.rmdir()  # empty: os.replace does not take folders on every system
-        put_in_place(folder, self.output)
-
-    def write_texts(self, folder: Path) -> None:
-        (folder / "data").mkdir(parents=True)
-        features = Features({name: kind for name, kind in FEATURES.items() if name != "image"})
-        schema = features.arrow_schema
-        with pq.ParquetWriter(folder / "data" / "train-00000-of-00001.parquet", schema) as writer:
-            for start, stop in self.chunks():
-                writer.write_table(pa.Table.from_pylist(list(self.part_rows(start, stop)), schema))
-        files = [{"split": "train", "path": "data/train-*.parquet"}]
-        card = DatasetCardData(configs=[{"config_name": "default", "data_files": files}])
-        text = f"---\n{card.to_yaml()}\n---\n\n# Hard positives and hard negatives\n\n"
-        text += f"Made from {self.settings['source']}; `{RECORD}` has the settings and counts.\n"
-        (folder / "README.md").write_text(text, "utf-8")
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        for start, stop in self.chunks():
-            yield from self.part_rows(start, stop)
-
-    def part_rows(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
-        part = self.read_part(start)
-        if part is None:
-            raise OSError(
-                f"Expected the chunk at caption {start} in {self.parts} to stay as it was written, "
-                "got a damaged or removed one. Run the same again: it is made anew."
-            )
-        sources = self.captions.table.slice(start, stop - start).to_pylist()
+    def part_rows(self, start: int, part: pa.Table) -> Iterator[dict[str, Any]]:
+        sources = self.captions.table.slice(start, part.num_rows).to_pylist()
         for source, edits in zip(sources, part.to_pylist(), strict=True):
             for kind in ("replace", "swap"):
                 row = _training_row(source, edits, kind)

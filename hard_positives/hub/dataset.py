@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from hard_positives.hub.cards import FIGURES, TASK, add_metadata
 from hard_positives.hub.repository import Publication, as_yaml, hub_errors, open_repository
 from hard_positives.names import printable
-from hard_positives.suite.comparisons import CAPTION_COLUMNS
+from hard_positives.suite.columns import CAPTION_COLUMNS
 from hard_positives_dataset.builder import LICENSE as VISUAL_GENOME_TERMS
 from hard_positives_dataset.images import open_image_bytes
 
@@ -54,7 +54,7 @@ def publish_dataset(
     upload goes on where it stopped: what the Hub has is not sent again.
 
     Args:
-        folder: From ``hard-positives build`` or :func:`hard_positives_dataset.build_parquet`.
+        folder: From ``hard-positives build`` or `hard_positives_dataset.build_parquet`.
         repo_id: ``organization/name``.
         private: Whether a new repository is private. One that is there must be so already.
         create_pr: Offer a pull request to a repository that is there, instead of a commit.

@@ -14,7 +14,7 @@ def publish_metric(repo_id: str, *, private: bool = False, create_pr: bool = Fal
 
     Args:
         repo_id: ``organization/hard_positive_metric``.
-        private: As for :func:`hard_positives.publish_dataset`, like ``create_pr``.
+        private: As for `hard_positives.publish_dataset`, like ``create_pr``.
 
     Returns:
         The commit or pull request.

@@ -12,10 +12,8 @@ from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
 from hard_positives.hub.cards import FIGURES, TASK, merge_results
 from hard_positives.hub.repository import Publication, as_yaml, hub_errors, open_repository
-from hard_positives.models.loading import EMBEDDED_MODEL
-from hard_positives.names import public_url
-from hard_positives.results.evaluation import EvaluationResult, facts_of
-from hard_positives.suite.sources import EMBEDDED_DATASET
+from hard_positives.names import EMBEDDED_DATASET, EMBEDDED_MODEL, public_url
+from hard_positives.results.result import EvaluationResult, facts_of
 
 HUB = "https://huggingface.co"
 # What results.json must say before its numbers go onto a model's page.

@@ -1,7 +1,7 @@
 """Models that embed images and captions apart: each distinct input once, for any number of pairs.
 
-* :class:`DualEncoder`, a model of transformers with two towers (CLIP and its kin).
-* :class:`OutsideEmbedder`, any object with the methods of :class:`protocols.Embedder`.
+* `DualEncoder`, a model of transformers with two towers (CLIP and its kin).
+* `OutsideEmbedder`, any object with the methods of `protocols.Embedder`.
 
 Both know how to prepare and embed a batch, and no cache, processes or progress bars of a whole run
 (`scoring`). `loading.load_model` chooses among all kinds of models.
@@ -114,7 +114,7 @@ class DualEncoder:
 
 @dataclass(frozen=True)
 class OutsideEmbedder:
-    """Any object that embeds images and captions: see :class:`protocols.Embedder`."""
+    """Any object that embeds images and captions: see `protocols.Embedder`."""
 
     embedder: Embedder
     dtype: ClassVar[str] = ""  # its own affair

@@ -4,10 +4,10 @@
     each caption, rest of the template         -> hidden states
     hidden states                              -> a logit, in float32
 
-* :class:`YesNoModel`: log P(Yes) - log P(No) of the next token. The softmax over all words cancels
+* `YesNoModel`: log P(Yes) - log P(No) of the next token. The softmax over all words cancels
   out; what is left is one product with the difference of two rows of the last layer. The question
   is that of VQAScore (Lin et al., ECCV 2024, https://arxiv.org/abs/2404.01291).
-* :class:`LikelihoodModel`: log P(caption | picture), the sum over its tokens, as VisualGPTScore has
+* `LikelihoodModel`: log P(caption | picture), the sum over its tokens, as VisualGPTScore has
   it (Lin et al., ICML 2024, https://arxiv.org/abs/2306.01879).
 
 The end is computed in float32 whatever the type of the rest: in bfloat16 near-identical captions
@@ -30,8 +30,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from hard_positives.models.identity import Identity, identify
 from hard_positives.models.inference import inference, on_device
+from hard_positives.models.kinds import QUESTION
+from hard_positives.models.tokens import refuse_special_tokens
 
-QUESTION = 'Does this figure show "{}"? Please answer Yes or No.'
 ANSWERS = ("Yes", "No")
 TOLERANCE = 1e-4  # in float32, of a logit by way of the prefix
 SOME_TOKENS = 16  # on which the last layer is checked
@@ -189,14 +190,7 @@ class GenerativeModel(ABC):
 
     def check(self, captions: Sequence[str]) -> None:
         """Refuse captions that would end the user's turn or hold a picture."""
-        special = set(self.processor.tokenizer.all_special_tokens)
-        for caption in captions:
-            found = [token for token in special if token in caption]
-            if found:
-                raise ValueError(
-                    f"Expected captions to be plain text, got the model's own token {found[0]!r} "
-                    f"in {caption[:80]!r}. Remove it."
-                )
+        refuse_special_tokens(self.processor.tokenizer, captions)
 
     def score_pairs(
         self, images: list[Asked], of_pair: np.ndarray, captions: list[str]

@@ -124,10 +124,7 @@ def identify(model: PreTrainedModel, processor: ProcessorMixin, preprocessing: s
             "truncated_images": "filled" if ImageFile.LOAD_TRUNCATED_IMAGES else "refused",
             "sha256": images and words and _hash([images, words]),
         },
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
-        "machine": _machine(model.device),
-        "precision": _precision(),
+        **_running(model.device, str(model.dtype).removeprefix("torch.")),
     }
     return Identity(description, problem)
 
@@ -156,13 +153,11 @@ def identify_modules(
             "architecture": type(model).__name__,
             "weights_sha256": weights,
             "structure_sha256": structure,
+            "adapters": _active_adapters(model),
             "truncated_images": "filled" if ImageFile.LOAD_TRUNCATED_IMAGES else "refused",
             **about,
         },
-        "dtype": dtype,
-        "device": device.type,
-        "machine": _machine(device),
-        "precision": _precision(),
+        **_running(device, dtype),
     }
     return Identity(description, problem)
 
@@ -459,7 +454,7 @@ def _tensor_hash(name: str, values: torch.Tensor) -> bytes:
     return digest.digest()
 
 
-def _active_adapters(model: PreTrainedModel) -> list[str]:
+def _active_adapters(model: torch.nn.Module) -> list[str]:
     """The adapters that are switched on, as PEFT's layers have it."""
     names: dict[str, None] = {}
     for module in model.modules():
@@ -469,8 +464,16 @@ def _active_adapters(model: PreTrainedModel) -> list[str]:
     return list(names)
 
 
-def _machine(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+def _running(device: torch.device, dtype: str) -> dict[str, Any]:
+    """Where and how a model runs."""
+    on_gpu = device.type == "cuda"
+    machine = torch.cuda.get_device_name(device) if on_gpu else platform.machine()
+    return {
+        "dtype": dtype,
+        "device": device.type,
+        "machine": machine,
+        "precision": _precision(),
+    }
 
 
 def _precision() -> dict[str, str]:

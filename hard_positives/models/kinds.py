@@ -9,9 +9,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 from typing_extensions import TypedDict
+
+from hard_positives.lookup import check_name
+from hard_positives.names import EMBEDDED_MODEL
 
 if TYPE_CHECKING:  # so that `hard-positives models` answers at once
     from transformers import ProcessorMixin
@@ -59,6 +65,7 @@ class Settings(TypedDict, total=False):
     api_key: str | None
 
 
+QUESTION = 'Does this figure show "{}"? Please answer Yes or No.'
 IN_PYTHON = {"processor", "api_key"}  # no options of the command line
 DEFAULTS: dict[str, Any] = {
     "dtype": "float32",
@@ -111,6 +118,27 @@ class Kind:
             check_package("peft", "peft", "adapters")
 
 
+def check_model_name(model: Any, adapter: Any = None) -> None:
+    """Raise unless names of a model and an adapter are folders', or within reach on the Hub.
+
+    What is no name is no concern here, nor names that other libraries read (`open_clip:...`).
+
+    Raises:
+        FileNotFoundError: With what was looked for, and names that are near.
+    """
+    if isinstance(model, (str, Path)) and ":" not in str(model):
+        expected = f"a folder, a Hub id or {EMBEDDED_MODEL}"
+        check_name("model", str(model), expected, [EMBEDDED_MODEL])
+        folder = Path(model)
+        if folder.is_dir() and not any(folder.glob("*.json")):
+            raise FileNotFoundError(
+                f"Expected {model} to be the folder of a model, got one without config.json. Give "
+                "the folder that save_pretrained wrote."
+            )
+    if isinstance(adapter, (str, Path)):
+        check_name("model", str(adapter), "a folder or a Hub id")
+
+
 def check_package(extra: str, package: str, purpose: str) -> None:
     """Refuse to begin without a package, and say which extra of this project brings it."""
     if find_spec(package) is None:
@@ -150,14 +178,14 @@ OPEN_CLIP = Kind(
     "models of open_clip",
     "open_clip:ViT-B-32/laion2b_s34b_b79k",
     "scaled cosine of the two embeddings",
-    frozenset({"device", "dtype"}),
+    frozenset({"device", "dtype", "adapter"}),
     ("open-clip", "open_clip"),
 )
 SENTENCE_TRANSFORMER = Kind(
     "embedders of sentence-transformers",
     "sentence-transformers/clip-ViT-B-32",
     "cosine of the two embeddings",
-    frozenset({"revision", "device", "dtype", "model_kwargs"}),
+    frozenset({"revision", "device", "dtype", "adapter", "model_kwargs"}),
     ("sentence-transformers", "sentence_transformers"),
 )
 RERANKER = Kind(
@@ -166,6 +194,12 @@ RERANKER = Kind(
     "score of the caption as query, before any activation",
     SENTENCE_TRANSFORMER.settings,
     SENTENCE_TRANSFORMER.extra,
+)
+BLIND = Kind(
+    "language models that see no picture",
+    "lm:openai-community/gpt2",
+    "log P(caption): what text alone tells",
+    frozenset({"revision", "device", "dtype", "adapter", "model_kwargs"}),
 )
 SERVER = Kind(
     "generative models behind a server",
@@ -186,6 +220,7 @@ KINDS = (
     GENERATIVE,
     SENTENCE_TRANSFORMER,
     RERANKER,
+    BLIND,
     SERVER,
     PYTHON,
 )
@@ -193,15 +228,14 @@ KINDS = (
 
 def kinds_table() -> Table:
     """Lay out all kinds: an example of each, what its logit is, what can be set."""
-    table = Table(title="hard-positives evaluate MODEL", show_lines=True)
-    table.add_column("MODEL, for example", no_wrap=True)
-    table.add_column("Kind, logit, options")
+    table = Table(box=box.SIMPLE_HEAD, title="hard-positives evaluate MODEL")
+    table.add_column("MODEL, for example; kind, logit, options")
     for kind in KINDS:
-        described = f"[bold]{kind.name}[/bold]\nlogit: {kind.logit}"
+        described = f"[bold]{kind.example}[/bold]\n{kind.name}; logit: {kind.logit}"
         options = [f"--{name.replace('_', '-')}" for name in sorted(kind.settings - IN_PYTHON)]
         if options:
             described += f"\n[dim]{' '.join(options)}[/dim]"
         if kind.needs:
             described += f"\n[yellow]{escape(kind.needs)}[/yellow]"
-        table.add_row(kind.example, described)
+        table.add_row(Padding(Text.from_markup(described), (0, 0, 1, 0)))
     return table

@@ -5,6 +5,7 @@ What is wrong with a name, a type or a device shows here, before weights are rea
 
 import copy
 import importlib
+import json
 import os
 import sys
 import time
@@ -16,9 +17,12 @@ from typing import Any, cast
 import torch
 import transformers
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_MAPPING,
     AutoConfig,
+    AutoModelForCausalLM,
     AutoProcessor,
+    AutoTokenizer,
     Blip2ForImageTextRetrieval,
     BlipForImageTextRetrieval,
     BridgeTowerForImageAndTextRetrieval,
@@ -31,17 +35,22 @@ from transformers.utils import cached_file, extract_commit_hash
 from typing_extensions import Unpack
 
 from hard_positives.machine import processes
+from hard_positives.models.adapters import put_on
+from hard_positives.models.blind import BlindModel
 from hard_positives.models.encoders import DualEncoder, OutsideEmbedder
-from hard_positives.models.generative import QUESTION, GenerativeModel, LikelihoodModel, YesNoModel
+from hard_positives.models.generative import GenerativeModel, LikelihoodModel, YesNoModel
 from hard_positives.models.kinds import (
+    BLIND,
     DUAL_ENCODER,
     GENERATIVE,
     MATCHING_HEAD,
     OPEN_CLIP,
     PYTHON,
+    QUESTION,
     SERVER,
     Kind,
     Settings,
+    check_model_name,
 )
 from hard_positives.models.openclip import (
     PREFIXES,
@@ -59,7 +68,7 @@ from hard_positives.models.sentences import (
     wrap_sentences,
 )
 from hard_positives.models.server import SERVER_PREFIX, ServerModel, load_server
-from hard_positives.names import public_name
+from hard_positives.names import BLIND_PREFIX, EMBEDDED_MODEL
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PAIR_MODELS = (
@@ -68,21 +77,21 @@ PAIR_MODELS = (
     BridgeTowerForImageAndTextRetrieval,
     ViltForImageAndTextRetrieval,
 )
-EMBEDDED_MODEL = "shapes_clip"
 Encoder = DualEncoder | OpenClipEncoder | OutsideEmbedder
 Matcher = PairModel | GenerativeModel | OutsidePairScorer | FunctionModel | ServerModel
+Model = Encoder | Matcher | BlindModel
 GENERATIVE_CLASSES = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
 def load_model(
     model: str | Path | PreTrainedModel | Embedder | PairScorer | Callable,
     **settings: Unpack[Settings],
-) -> Encoder | Matcher:
+) -> Model:
     """Load a model for scoring; a loaded one is left as it was.
 
     Args:
-        model: As :func:`hard_positives.score` takes it.
-        **settings: See :class:`kinds.Settings`.
+        model: As `hard_positives.score` takes it.
+        **settings: See `kinds.Settings`.
 
     Raises:
         TypeError: The model is of no known kind, ``processor`` is missing, or a setting is unknown.
@@ -92,6 +101,7 @@ def load_model(
         OSError: The id or folder cannot be found (transformers' own message).
     """
     _check_settings(settings)
+    check_model_name(model, settings.get("adapter"))
     if isinstance(model, (str, Path)):
         return _by_name(str(model), settings)
     if is_open_clip(model):
@@ -113,8 +123,7 @@ def load_model(
             )
     loaded = cast(PreTrainedModel, model)
     _kind_of(type(loaded), getattr(loaded, "config", None)).check(settings)
-    device = _chosen_device(settings.get("device"))
-    dtype = _chosen_dtype(settings.get("dtype", "float32"), device)
+    device, dtype = _target(settings)
     processor = settings.get("processor")
     return _by_kind(_on_target(loaded, device, dtype), processor, settings)
 
@@ -137,16 +146,18 @@ def _check_settings(settings: Settings) -> None:
         )
 
 
-def _by_name(name: str, settings: Settings) -> Encoder | Matcher:
+def _by_name(name: str, settings: Settings) -> Model:
     """Load what is called so on the command line."""
     if name.startswith(SERVER_PREFIX):
         SERVER.check(settings)
         return load_server(name, settings)
+    if name.startswith(BLIND_PREFIX):
+        BLIND.check(settings)
+        with damage_as_value_error(name):
+            return _load_blind(name.removeprefix(BLIND_PREFIX), settings)
     if name.startswith(PREFIXES):
         OPEN_CLIP.check(settings)
-        device = _chosen_device(settings.get("device"))
-        dtype = _chosen_dtype(settings.get("dtype", "float32"), device)
-        return load_open_clip(name, device, dtype)
+        return load_open_clip(name, settings, *_target(settings))
     if ":" in name and not Path(name).exists():
         return load_model(_imported(name), **settings)
     with damage_as_value_error(name):
@@ -154,9 +165,7 @@ def _by_name(name: str, settings: Settings) -> Encoder | Matcher:
         if kind is None:
             return _by_kind(*_load_pretrained(name, settings), settings)
         kind.check(settings)
-        device = _chosen_device(settings.get("device"))
-        dtype = _chosen_dtype(settings.get("dtype", "float32"), device)
-        return load_sentences(name, kind, settings, device, dtype)
+        return load_sentences(name, kind, settings, *_target(settings))
 
 
 def _by_kind(
@@ -224,9 +233,10 @@ def damage_as_value_error(model: str) -> Iterator[None]:
     """Name the model whose files cannot be read; the libraries raise errors of many kinds."""
     try:
         yield
-    except (OSError, ValueError, TypeError, ImportError):
-        raise
     except Exception as error:  # tokenizers and safetensors raise bare exceptions
+        told = isinstance(error, (OSError, ValueError, TypeError, ImportError))
+        if told and not isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
+            raise
         raise ValueError(
             f"Expected {model} to hold a whole model with its tokenizer and image processor, got "
             f"files that cannot be read ({type(error).__name__}: {error}). Download or save it "
@@ -237,50 +247,64 @@ def damage_as_value_error(model: str) -> Iterator[None]:
 def _load_pretrained(model: str, settings: Settings) -> tuple[PreTrainedModel, Any]:
     if model == EMBEDDED_MODEL:
         model = str(Path(__file__).parents[1] / EMBEDDED_MODEL)
-    revision = settings.get("revision")
-    # One commit for all parts, even if the repository changes in between.
-    commit = extract_commit_hash(cached_file(model, "config.json", revision=revision), None)
-    revision = commit or revision
+    commit = _commit_of(model, settings)
+    revision = commit or settings.get("revision")
     # What is wrong is found out before the weights are read.
     config = AutoConfig.from_pretrained(model, revision=revision)
     model_class = _model_class(config)
     _kind_of(model_class, config).check(settings)
-    device = _chosen_device(settings.get("device"))
-    dtype = _chosen_dtype(settings.get("dtype", "float32"), device)
+    _target(settings)
     processor = settings.get("processor")
     if processor is None:
         # The PIL backend gives the same pixels on every machine and needs no torchvision.
         processor = AutoProcessor.from_pretrained(model, revision=revision, backend="pil")
     # AIMv2's text tower ignores its causal mask under SDPA.
     own = {"attn_implementation": "eager"} if config.model_type == "aimv2" else {}
-    own |= settings.get("model_kwargs") or {}
+    return _with_weights(model_class, model, commit, settings, own), processor
+
+
+def _load_blind(name: str, settings: Settings) -> BlindModel:
+    """Load a causal language model from a folder or the Hub."""
+    commit = _commit_of(name, settings)
+    revision = commit or settings.get("revision")
+    config = AutoConfig.from_pretrained(name, revision=revision)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise TypeError(
+            f"Expected {BLIND_PREFIX}{name} to be a causal language model of transformers, got one "
+            f"of the type {config.model_type!r}. Choose another, or leave out {BLIND_PREFIX!r}."
+        )
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    return BlindModel(_with_weights(AutoModelForCausalLM, name, commit, settings), tokenizer)
+
+
+def _commit_of(name: str, settings: Settings) -> str | None:
+    """Find one commit for all parts: the repository may change in between. None of a folder."""
+    path = cached_file(name, "config.json", revision=settings.get("revision"))
+    return extract_commit_hash(path, None)
+
+
+def _with_weights(
+    model_class: Any,
+    name: str,
+    commit: str | None,
+    settings: Settings,
+    own: dict[str, Any] | None = None,
+) -> PreTrainedModel:
+    """Read the weights, and an adapter's, onto the device."""
+    device, dtype = _target(settings)
+    revision = commit or settings.get("revision")
+    own = {**(own or {}), **(settings.get("model_kwargs") or {})}
     if "device_map" in own and processes().num_processes > 1:
         raise ValueError(
             f"Expected device_map to be left out under {processes().num_processes} processes, got "
             f"{own['device_map']!r}. Each holds a whole copy; start one process instead."
         )
-    loaded = model_class.from_pretrained(model, revision=revision, dtype=dtype, **own)
+    loaded = model_class.from_pretrained(name, revision=revision, dtype=dtype, **own)
     loaded.config._commit_hash = commit  # As transformers 4 did; the signature tells it.
     if settings.get("adapter"):
-        _put_on(loaded, settings["adapter"])
+        put_on(loaded, settings["adapter"])
     is_placed = hasattr(loaded, "hf_device_map") or getattr(loaded, "is_quantized", False)
-    return loaded if is_placed else loaded.to(device, dtype), processor
-
-
-def _put_on(model: PreTrainedModel, adapter: str | Path) -> None:
-    """Load an adapter into a model, under a name that the signature tells; whole, or not at all."""
-    name = str(public_name(adapter)).replace("/", "--").replace(".", "_")
-    try:
-        info = model.load_adapter(str(adapter), adapter_name=name)
-        wrong = [*info.missing_keys, *info.unexpected_keys]
-        got = f"{len(wrong)} weights that are missing or have no place, first {wrong[:1]}"
-    except RuntimeError:  # transformers has logged which
-        wrong, got = [""], "weights of other sizes"
-    if wrong:
-        raise ValueError(
-            f"Expected the adapter {adapter} to fit {type(model).__name__}, got {got}. Give the "
-            "model that it was trained on."
-        )
+    return loaded if is_placed else loaded.to(device, dtype)
 
 
 def _model_class(config: PreTrainedConfig) -> Any:
@@ -326,6 +350,12 @@ def _check_processor(processor: Any) -> None:
         "Expected processor to prepare images and captions (transformers.AutoProcessor), got "
         f"{type(processor).__name__}. Pass the processor that belongs to the model."
     )
+
+
+def _target(settings: Settings) -> tuple[torch.device, torch.dtype]:
+    """Choose where a model runs, and in which type."""
+    device = _chosen_device(settings.get("device"))
+    return device, _chosen_dtype(settings.get("dtype", "float32"), device)
 
 
 def _chosen_device(device: str | None) -> torch.device:

@@ -20,9 +20,11 @@ from typing import Any
 import torch
 from PIL import Image
 
+from hard_positives.models.adapters import put_on_module
 from hard_positives.models.encoders import CAPTIONS_PER_IMAGE
 from hard_positives.models.identity import Identity, identify_modules, state_hash
 from hard_positives.models.inference import halving, inference
+from hard_positives.models.kinds import Settings
 from hard_positives.models.pixels import Preparation
 
 PREFIX = "open_clip:"
@@ -31,7 +33,9 @@ _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp
 _MISMATCH = "QuickGELU mismatch"  # how open_clip's warning begins
 
 
-def load_open_clip(name: str, device: torch.device, dtype: torch.dtype) -> "OpenClipEncoder":
+def load_open_clip(
+    name: str, settings: Settings, device: torch.device, dtype: torch.dtype
+) -> "OpenClipEncoder":
     """Load a model by its name.
 
     Raises:
@@ -68,6 +72,8 @@ def load_open_clip(name: str, device: torch.device, dtype: torch.dtype) -> "Open
         raise ValueError(
             f"Expected {name} to be a model that open_clip can load, got an error ({error})."
         ) from error
+    if settings.get("adapter"):
+        put_on_module(model, settings["adapter"])
     return OpenClipEncoder(model, preprocess, open_clip.get_tokenizer(architecture), name)
 
 

@@ -1,8 +1,8 @@
 """Models that read an image and a caption together: each distinct pair once.
 
-* :class:`PairModel`, a matching head of transformers (BLIP, ViLT).
-* :class:`OutsidePairScorer`, any object with the method of :class:`protocols.PairScorer`.
-* :class:`FunctionModel`, any function of images and captions.
+* `PairModel`, a matching head of transformers (BLIP, ViLT).
+* `OutsidePairScorer`, any object with the method of `protocols.PairScorer`.
+* `FunctionModel`, any function of images and captions.
 
 All get a batch of pictures, and which captions go with which of them.
 """
@@ -111,7 +111,7 @@ def _first_scores(outputs: Any) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class OutsidePairScorer:
-    """Any object that scores pairs: see :class:`protocols.PairScorer`."""
+    """Any object that scores pairs: see `protocols.PairScorer`."""
 
     scorer: PairScorer
     images_per_batch: ClassVar[int] = 8
@@ -155,7 +155,7 @@ class FunctionModel:
     It gets B distinct PIL images (RGB) and C distinct captions, all that these images are compared
     with, and returns (B, C) logits: an array, a tensor or nested lists. B is 1 where no
     `batch_size` is given, so that no logit is computed that nobody needs. One with an attribute
-    `describe` (see :class:`protocols.PairScorer`) has its logits kept on disk.
+    `describe` (see `protocols.PairScorer`) has its logits kept on disk.
     """
 
     function: Callable[[list, list[str]], Any]

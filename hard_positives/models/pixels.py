@@ -157,7 +157,7 @@ def cut_in_two(image_processor: Any, images: Iterable[Image.Image]) -> Preparati
         images: Some of those it will get; on each of them the halves must give what the whole does.
 
     Returns:
-        What prepares an image to bytes, with the float32 table (3, 256) for :func:`look_up`; or the
+        What prepares an image to bytes, with the float32 table (3, 256) for `look_up`; or the
         whole processor, without a table.
 
     Examples:

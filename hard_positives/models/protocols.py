@@ -14,7 +14,7 @@ class Embedder(Protocol):
     """An object that embeds images and captions apart; a logit is the scaled cosine of the two.
 
     Also read, where the object has them: `scale` and `bias` (numbers; a logit is
-    ``scale * cosine + bias``, 1 and 0 if absent) and :meth:`describe`.
+    ``scale * cosine + bias``, 1 and 0 if absent) and `describe`.
 
     Examples:
         >>> import numpy as np
@@ -72,4 +72,4 @@ class PairScorer(Protocol):
         """
 
     def describe(self) -> dict[str, Any]:
-        """Return all that changes a logit, as :meth:`Embedder.describe` does."""
+        """Return all that changes a logit, as `Embedder.describe` does."""

@@ -1,7 +1,7 @@
 """Models of sentence-transformers: embedders and rerankers that take images.
 
-* :class:`SentenceEmbedder`: a `SentenceTransformer`; a logit is the cosine of the two embeddings.
-* :class:`SentenceReranker`: a `CrossEncoder`; a logit is its score before any activation function,
+* `SentenceEmbedder`: a `SentenceTransformer`; a logit is the cosine of the two embeddings.
+* `SentenceReranker`: a `CrossEncoder`; a logit is its score before any activation function,
   with the caption as the query and the picture as the document.
 
 Prompts are the model's own default. sentence-transformers cuts off what is too long; here that is
@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from transformers.utils import cached_file
 
+from hard_positives.models.adapters import put_on
 from hard_positives.models.encoders import OutsideEmbedder
 from hard_positives.models.identity import Identity, identify_modules
 from hard_positives.models.kinds import RERANKER, SENTENCE_TRANSFORMER, Kind, Settings
@@ -66,6 +67,8 @@ def load_sentences(
         revision=settings.get("revision"),
         model_kwargs={"dtype": dtype, **(settings.get("model_kwargs") or {})},
     )
+    if settings.get("adapter"):
+        put_on(model[0].model, settings["adapter"])
     if is_reranker and dtype != torch.float32:
         _end_in_float32(model)
     return wrap_sentences(model, kind)
@@ -194,8 +197,8 @@ def _check_lengths(model: Any, captions: Sequence[str], image: Any = None) -> No
     prompts = {"prompt": model._resolve_prompt(None, model.default_prompt_name)}
     for start in range(0, len(captions), CHECKED_AT_ONCE):
         some = captions[start : start + CHECKED_AT_ONCE]
-        # Of pairs the longest caption tells for all of the picture.
-        inputs = list(some) if image is None else [(max(some, key=len), image)]
+        # Of pairs the caption of most tokens tells for all of the picture.
+        inputs = list(some) if image is None else [(_longest(model, some), image)]
         whole = model.preprocess(
             inputs, processing_kwargs={"text": {"truncation": False}}, **prompts
         )
@@ -206,6 +209,13 @@ def _check_lengths(model: Any, captions: Sequence[str], image: Any = None) -> No
                 f"{max(lengths)}: {str(inputs[np.argmax(lengths)])[:80]!r}. Shorten it, or raise "
                 "max_seq_length if the model can read more."
             )
+
+
+def _longest(model: Any, captions: Sequence[str]) -> str:
+    """Return the caption of most tokens, which need not be that of most letters."""
+    tokens = model[0].tokenizer(list(captions), add_special_tokens=False, verbose=False)
+    lengths = [len(ids) for ids in tokens["input_ids"]]
+    return captions[lengths.index(max(lengths))]
 
 
 def _end_in_float32(model: Any) -> None:

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hard_positives.models.generative import ANSWERS, QUESTION, check_question
+from hard_positives.models.generative import ANSWERS, check_question
 from hard_positives.models.identity import Identity
-from hard_positives.models.kinds import Settings
+from hard_positives.models.kinds import QUESTION, Settings
 from hard_positives.names import public_url
 from hard_positives.servers import ChatServer
 

@@ -1,5 +1,6 @@
 """Captions as a model reads them: token ids, refused where the model would misread in silence."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,20 +18,26 @@ TRIMMED_FAMILIES = {"clip", "metaclip_2", "clipseg", "groupvit"} | {
 MASKLESS_FAMILIES = {"siglip", "siglip2"}  # trained to attend to their padding
 
 
-def tokenize(tokenizer: Any, captions: Sequence[str], config: Any) -> list[list[int]]:
+def tokenize(
+    tokenizer: Any, captions: Sequence[str], config: Any, *, begin: int | None = None
+) -> list[list[int]]:
     """Turn captions into token ids.
 
     Args:
         tokenizer: Of transformers.
         captions: Any number.
         config: That of the model's text tower.
+        begin: A token to put before each caption, in the place of all that the tokenizer would add.
 
     Raises:
         ValueError: A caption is too long, or the tokenizer is not the model's.
     """
     if not captions:
         return []
-    token_ids = tokenizer(list(captions), verbose=False)["input_ids"]
+    own = begin is None
+    token_ids = tokenizer(list(captions), verbose=False, add_special_tokens=own)["input_ids"]
+    if begin is not None:
+        token_ids = [[begin, *ids] for ids in token_ids]
     _check_lengths(captions, token_ids, max_length(tokenizer, config))
     _check_tokenizer(captions, token_ids, config)
     return token_ids
@@ -38,7 +45,25 @@ def tokenize(tokenizer: Any, captions: Sequence[str], config: Any) -> list[list[
 
 def max_length(tokenizer: Any, config: Any) -> int:
     """Return the most tokens that a caption can have."""
-    return min(config.max_position_embeddings, tokenizer.model_max_length)
+    # Some causal models have no end (ALiBi, Mamba).
+    positions = getattr(config, "max_position_embeddings", None) or sys.maxsize
+    return min(positions, tokenizer.model_max_length)
+
+
+def refuse_special_tokens(tokenizer: Any, captions: Sequence[str]) -> None:
+    """Refuse captions that a tokenizer would read as more than words.
+
+    Raises:
+        ValueError: A caption holds a token such as the end of a turn.
+    """
+    special = set(tokenizer.all_special_tokens)
+    for caption in captions:
+        found = [token for token in special if token in caption]
+        if found:
+            raise ValueError(
+                f"Expected captions to be plain text, got the model's own token {found[0]!r} in "
+                f"{caption[:80]!r}. Remove it."
+            )
 
 
 def pad(

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from hard_positive_metric import FIGURES, paired_difference, row_outcomes, set_outcomes
-from hard_positives.results.evaluation import EvaluationResult, num_positives, values_of
+from hard_positives.results.result import EvaluationResult, num_positives, values_of
 
 COMPARED = ("original_accuracy", "augmented_accuracy", "brittleness", "drop")
 NAMED = 3  # how many rows an error names
@@ -74,7 +74,7 @@ def compare(first: EvaluationResult, second: EvaluationResult) -> list[PairedDif
         second: The model to judge.
 
     Returns:
-        One :class:`PairedDifference` for every view, split, group and figure, in this order. A
+        One `PairedDifference` for every view, split, group and figure, in this order. A
         split of one category has no ``macro`` and ``micro``.
 
     Raises:

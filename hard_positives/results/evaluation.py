@@ -6,12 +6,10 @@
 Nothing here prints: see `tables` and `pages`.
 """
 
-import hashlib
 import json
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,119 +20,22 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel
 from typing_extensions import Unpack
 
-from hard_positive_metric import compute_metrics
 from hard_positives.machine import Options
 from hard_positives.models.kinds import Settings
-from hard_positives.models.loading import Encoder, Matcher, load_model
+from hard_positives.models.loading import Model, load_model
 from hard_positives.names import public_name
-from hard_positives.results.files import (
-    SCORES_SCHEMA,
-    prepare_folder,
-    read_result,
-    write_result,
-)
+from hard_positives.results.files import SCORES_SCHEMA
+from hard_positives.results.result import DESCRIBED, EvaluationResult, facts_of
 from hard_positives.scoring.score import score_comparisons
-from hard_positives.suite.comparisons import DIRECTIONS, Columns, Comparisons, read_comparisons
+from hard_positives.suite.benchmarks import BenchmarkFile, find_benchmark
+from hard_positives.suite.columns import DIRECTIONS, Columns
+from hard_positives.suite.comparisons import Comparisons, read_comparisons
+from hard_positives.suite.flaws import flaws_of
+from hard_positives.suite.loading import load_rows
 from hard_positives.suite.rows import about_rows
-from hard_positives.suite.sources import Source, check_content, load_source
-from hard_positives_dataset.content import ContentHash
+from hard_positives.suite.sources import Source, check_content
 
-VIEWS = ("as_published", "clean")
-_DESCRIBED = pa.schema([field for field in SCORES_SCHEMA if field.name != "logits"])
 PACKAGES = ("hard-positives", "datasets", "numpy", "pillow", "tokenizers", "torch", "transformers")
-
-
-@dataclass(frozen=True)
-class EvaluationResult:
-    """Every comparison's logits and the signature of the run; all numbers follow from these.
-
-    Attributes:
-        scores: One row for each comparison, in the order of the dataset: `id`, `split`, `category`,
-            `substitution`, `cluster`, `flaws`; `direction` (`image_to_text` or `text_to_image`) and
-            `set` (comparisons that belong together, or null); what was scored: `images` (the
-            SHA-256 of each, in hexadecimal: the anchor, or the candidates), `captions` (likewise);
-            and of each candidate `labels` (whether it is true) and `logits` (float32).
-        signature: What the numbers depend on: model, processor, dtype, dataset, rows, versions.
-    """
-
-    scores: pa.Table
-    signature: dict[str, Any]
-
-    @property
-    def logits(self) -> np.ndarray | pa.ListArray:
-        """float32 (N, K); an Arrow array of lists where the numbers of candidates differ."""
-        return values_of(self.scores, "logits")
-
-    def parts(self) -> Iterator[tuple[str, str, np.ndarray]]:
-        """Yield view, split, and which rows of `scores` it has, for each that has any."""
-        splits = np.array(self.scores["split"].to_pylist())
-        flawed = np.array([bool(flaws) for flaws in self.scores["flaws"].to_pylist()])
-        for view, rows in zip(VIEWS, (np.ones_like(flawed), ~flawed), strict=True):
-            for split in dict.fromkeys(splits.tolist()):
-                if (rows & (splits == split)).any():
-                    yield view, split, rows & (splits == split)
-
-    @cached_property
-    def metrics(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Figures by view and split, as `hard_positive_metric.compute_metrics` gives them.
-
-        `metrics["clean"]["replace"]["groups"]["attribute"]["augmented_accuracy"]` is a fraction of
-        the attribute rows without flaws; `["macro"]` is the mean over categories. Where a split
-        compares in both directions, `["directions"]` has the figures of each. A view of a split
-        that has no row is left out.
-        """
-        metrics: dict[str, dict[str, dict[str, Any]]] = {view: {} for view in VIEWS}
-        for view, split, rows in self.parts():
-            metrics[view][split] = _metrics_of(self.scores.filter(pa.array(rows)))
-        return metrics
-
-    @property
-    def signature_line(self) -> str:
-        """The signature in one line, to paste beside a number."""
-        signature = self.signature
-        model, dataset = signature["model"], signature["dataset"]
-        processor = signature.get("processor") or {}
-        parts = {
-            "model": _at(model["id"], model.get("revision")),
-            "adapter": "+".join(model.get("adapters") or []),
-            "weights": (model.get("weights_sha256") or "")[:8],
-            "images": processor.get("preprocessing"),
-            "question": _short_hash(signature.get("asked")),
-            "dtype": signature.get("dtype"),
-            "device": signature.get("device"),
-            "data": _at(dataset["id"], dataset.get("revision")),
-            "rows": dataset["content_sha256"][:8],
-            "ties": "wrong",
-            "version": signature.get("versions", {}).get("hard-positives"),
-        }
-        return "|".join(f"{name}:{value}" for name, value in parts.items() if value)
-
-    def save(self, output_dir: str | Path) -> Path:
-        """Write ``results.json`` and ``scores.parquet`` in the place of an earlier result.
-
-        Whatever happens meanwhile (an error, a full disk, SIGKILL, another save), the folder holds
-        a whole result, the earlier or the new one, and :meth:`load` reads it.
-
-        Returns:
-            The folder.
-
-        Raises:
-            FileExistsError: The folder holds files that are no result's.
-            OSError: No room on the disk, or the folder cannot be written to.
-        """
-        folder = prepare_folder(output_dir)
-        write_result(folder, self.signature, self.scores, self.metrics)
-        return folder
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "EvaluationResult":
-        """Read a saved result, which is then as it was saved: both files carry a SHA-256.
-
-        Raises:
-            FileNotFoundError: The folder holds no complete result.
-            ValueError: A file is damaged, edited, of an older version, or of another run.
-        """
-        return cls(*read_result(Path(folder)))
 
 
 def evaluate(
@@ -154,12 +55,14 @@ def evaluate(
     """Score a model on a dataset and keep all that the numbers depend on.
 
     Args:
-        model: As for :func:`hard_positives.score`, like all arguments not named here.
+        model: As for `hard_positives.score`, like all arguments not named here.
         dataset: What ``datasets.load_dataset`` takes (a folder from ``hard-positives build``, a Hub
-            id), or what it returns, or ``"shapes"`` (the bundled world). Without ``id``, rows are
+            id), or what it returns, or a benchmark that ``hard-positives benchmarks`` lists, such
+            as ``"sugarcrepe"`` or ``"shapes"`` (the bundled world). Without ``id``, rows are
             numbered; without ``category``, a split is one; without ``image_id``, rows of the same
-            picture count as dependent; without ``flaws``, none has any. Numbers in these become
-            text, class labels their names. Images may be files that the rows name: inside the
+            picture count as dependent; without ``flaws``, what no model can get right or what
+            repeats is found by its texts (``suite/flaws.py``). Numbers in these become text,
+            class labels their names. Images may be files that the rows name: inside the
             folder, for a folder; any regular files, for a ``Dataset`` that you made.
         name: What the results call the model; its id, folder or class if left out.
         columns: What the columns of the dataset are; left out, those of the benchmark: ``image``,
@@ -199,6 +102,8 @@ class Benchmark:
         columns: What its columns are.
         comparisons: What is to be scored.
         described: All columns of a result but the logits.
+        known: What its file says, if it is one of `hard-positives benchmarks`.
+        commits: Of each split, where these are of several datasets on the Hub.
     """
 
     name: Any
@@ -206,6 +111,8 @@ class Benchmark:
     columns: Columns
     comparisons: Comparisons
     described: pa.Table
+    known: BenchmarkFile | None = None
+    commits: dict[str, str] = field(default_factory=dict)
 
 
 def open_benchmark(
@@ -214,17 +121,24 @@ def open_benchmark(
     splits: Sequence[str] | None = None,
     revision: str | None = None,
 ) -> Benchmark:
-    """Read and check a dataset; see :func:`evaluate` for the arguments and errors."""
-    source = load_source(dataset, splits, revision)
-    columns = columns or Columns()
+    """Read and check a dataset; see `evaluate` for the arguments and errors."""
+    known, columns = find_benchmark(dataset), columns or Columns()
+    if known is not None:
+        if columns not in (Columns(), Columns(text_only=True)):
+            raise ValueError(
+                f"Expected columns to be left out for {dataset}, got {given_columns(columns)}. The "
+                "benchmark's file says what they are; give the Hub id or folder for others."
+            )
+        columns = replace(known.read_columns, text_only=columns.text_only)
+    source = load_rows(dataset, splits, revision)
     comparisons = read_comparisons(source.splits, columns)
     described = _described_rows(source, columns, comparisons)
-    return Benchmark(dataset, source.commit, columns, comparisons, described)
+    return Benchmark(dataset, source.commit, columns, comparisons, described, known, source.commits)
 
 
 def score_benchmark(
     model: Any,
-    scorer: Encoder | Matcher,
+    scorer: Model,
     benchmark: Benchmark,
     options: Options,
     earlier: EvaluationResult | None = None,
@@ -240,46 +154,6 @@ def score_benchmark(
     return EvaluationResult(scores, signature)
 
 
-def values_of(scores: pa.Table, name: str) -> np.ndarray | pa.ListArray:
-    """Return a column of lists as (N, K), or as an Arrow array where K differs."""
-    lists = scores[name].combine_chunks()
-    lengths = np.diff(lists.offsets.to_numpy())
-    if len(lengths) and (lengths == lengths[0]).all():
-        return lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1)
-    return lists
-
-
-def num_positives(scores: pa.Table) -> np.ndarray:
-    """(N,) how many of each comparison's candidates are true."""
-    lists = scores["labels"].combine_chunks()
-    labels, offsets = lists.flatten().to_numpy(zero_copy_only=False), lists.offsets.to_numpy()
-    return np.add.reduceat(labels.astype(int), offsets[:-1] - offsets[0])
-
-
-def _metrics_of(scores: pa.Table) -> dict[str, Any]:
-    logits, labels = values_of(scores, "logits"), values_of(scores, "labels")
-    labelled = {"clusters": scores["cluster"].to_pylist()}
-    if scores["set"].null_count == 0:
-        labelled["sets"] = scores["set"].to_pylist()
-    figures = compute_metrics(logits, labels, groups=scores["category"].to_pylist(), **labelled)
-    directions = scores["direction"].to_pylist()
-    if len(set(directions)) > 1:
-        of_direction = compute_metrics(logits, labels, groups=directions, **labelled)
-        figures["directions"] = of_direction["groups"]
-    return figures
-
-
-def _at(name: str | None, revision: str | None) -> str:
-    name = public_name(name) or ""
-    return f"{name}@{revision[:8]}" if revision else name
-
-
-def _short_hash(asked: dict[str, Any] | None) -> str | None:
-    """Name what a generative model is asked, template and answers with it."""
-    content = json.dumps(asked, sort_keys=True).encode()
-    return hashlib.sha256(content).hexdigest()[:8] if asked else None
-
-
 def _int32(offsets: np.ndarray) -> pa.Array:
     return pa.array(offsets, pa.int32())
 
@@ -287,9 +161,12 @@ def _int32(offsets: np.ndarray) -> pa.Array:
 def _described_rows(source: Source, columns: Columns, comparisons: Comparisons) -> pa.Table:
     """All columns of a result but the logits; checks what the dataset's card states."""
     _, first = np.unique(comparisons.rows, return_index=True)
-    # Of the first picture of each row: what a row is known by where no column tells.
-    pictures = comparisons.pairs[comparisons.offsets[first], 0]
-    digests = [comparisons.pictures.file_digests[place] for place in pictures]
+    # Of the first picture of each row, or caption: what a row is known by where no column tells.
+    places = comparisons.pairs[comparisons.offsets[first], 0]
+    of_inputs = comparisons.caption_digests
+    if not columns.text_only:
+        of_inputs = comparisons.pictures.file_digests
+    digests = [of_inputs[place] for place in places]
     about: dict[str, list] = {}
     start = 0
     for split, rows in source.splits.items():
@@ -297,7 +174,7 @@ def _described_rows(source: Source, columns: Columns, comparisons: Comparisons) 
         is_anchor = columns.image_columns == ["image"]
         stated = source.content_sha256.get(split)
         check_content(split, rows, of_split if is_anchor else None, stated)
-        known = about_rows(rows, split, of_split, columns.category, columns.cluster)
+        known = about_rows(rows, split, of_split, columns.category, columns.cluster, columns.set)
         for name, values in {**known, "split": [split] * len(rows)}.items():
             about.setdefault(name, []).extend(values)
         start += len(rows)
@@ -309,7 +186,10 @@ def _described_rows(source: Source, columns: Columns, comparisons: Comparisons) 
     table = {
         **{name: described[name] for name in about},
         "id": named,
-        "set": described["id"] if columns.pairs else pa.nulls(len(ids), pa.string()),
+        "set": described["id"]
+        if columns.pairs or columns.text_only
+        else described["set"].cast(pa.string()),
+        "flaws": _flaws(source, described, comparisons),
         "direction": np.array(DIRECTIONS)[comparisons.directions],
         "images": _lists(comparisons, comparisons.image_digests, 0),
         "captions": _lists(comparisons, comparisons.captions, 1),
@@ -317,12 +197,21 @@ def _described_rows(source: Source, columns: Columns, comparisons: Comparisons) 
             _int32(comparisons.offsets), pa.array(comparisons.labels)
         ),
     }
-    return pa.table({name: table[name] for name in _DESCRIBED.names}, schema=_DESCRIBED)
+    return pa.table({name: table[name] for name in DESCRIBED.names}, schema=DESCRIBED)
+
+
+def _flaws(source: Source, described: pa.Table, comparisons: Comparisons) -> pa.Array:
+    """What the dataset says is wrong with its rows, or else what their texts show."""
+    if any("flaws" in rows.column_names for rows in source.splits.values()):
+        return described["flaws"]
+    return pa.array(flaws_of(comparisons), pa.list_(pa.string()))
 
 
 def _lists(comparisons: Comparisons, values: Sequence[str], side: int) -> pa.ListArray:
-    """What stands on one side of each comparison: the anchor alone, or all candidates."""
+    """What stands on one side of each comparison: the anchor alone, or all candidates, or both."""
     lengths = np.diff(comparisons.offsets)
+    if (comparisons.directions == 2).all():
+        return _captions_alone(comparisons, values if side else None)
     is_anchor = comparisons.directions == side
     kept = np.ones(len(comparisons.pairs), bool)
     kept[np.repeat(is_anchor, lengths)] = False
@@ -334,7 +223,17 @@ def _lists(comparisons: Comparisons, values: Sequence[str], side: int) -> pa.Lis
     )
 
 
-def _signature(model: Any, scorer: Encoder | Matcher, benchmark: Benchmark) -> dict[str, Any]:
+def _captions_alone(comparisons: Comparisons, captions: Sequence[str] | None) -> pa.ListArray:
+    """Anchor and candidates of comparisons of captions with captions; or their pictures: none."""
+    rows: list[list[str]] = [[] for _ in range(len(comparisons))]
+    if captions is not None:
+        candidates = np.split(comparisons.candidates, comparisons.offsets[1:-1])
+        for row, anchor, others in zip(rows, comparisons.anchors, candidates, strict=True):
+            row += [captions[int(place)] for place in (anchor, *others)]
+    return pa.array(rows, pa.list_(pa.string()))
+
+
+def _signature(model: Any, scorer: Model, benchmark: Benchmark) -> dict[str, Any]:
     facts = facts_of(benchmark.described)
     described = scorer.identity.description
     name = public_name(model) or public_name(described["model"]["id"])
@@ -345,6 +244,8 @@ def _signature(model: Any, scorer: Encoder | Matcher, benchmark: Benchmark) -> d
             "id": public_name(benchmark.name),
             "revision": benchmark.commit,
             "columns": given_columns(benchmark.columns),
+            **({"revisions": benchmark.commits} if benchmark.commits else {}),
+            **_authors_rules(benchmark),
             **facts.pop("dataset"),
         },
         **facts,
@@ -353,6 +254,14 @@ def _signature(model: Any, scorer: Encoder | Matcher, benchmark: Benchmark) -> d
             **{package: version(package) for package in PACKAGES},
         },
     }
+
+
+def _authors_rules(benchmark: Benchmark) -> dict[str, Any]:
+    """State which benchmark it is and how its authors count; empty for other datasets."""
+    if benchmark.known is None or not benchmark.known.figures:
+        return {}
+    figures = [asdict(figure) for figure in benchmark.known.figures]
+    return {"benchmark": benchmark.known.name, "figures": figures}
 
 
 def given_columns(columns: Columns) -> dict[str, Any]:
@@ -367,38 +276,3 @@ def given_columns(columns: Columns) -> dict[str, Any]:
         for name, value in values.items()
         if name in given
     }
-
-
-def facts_of(scores: pa.Table) -> dict[str, Any]:
-    """State what a signature says of the scored rows, so that a signature can be checked."""
-    flawed = [bool(flaws) for flaws in scores["flaws"].to_pylist()]
-    splits = scores["split"].to_pylist()
-
-    def flat(lists: pa.ChunkedArray) -> pa.Array:
-        return lists.combine_chunks().flatten()
-
-    return {
-        "dataset": {
-            "content_sha256": _content_hash(scores),
-            "splits": {
-                split: {
-                    "num_rows": splits.count(split),
-                    "num_clean_rows": sum(
-                        row == split and not flaw for row, flaw in zip(splits, flawed, strict=True)
-                    ),
-                }
-                for split in dict.fromkeys(splits)
-            },
-        },
-        "num_distinct_images": len(flat(scores["images"]).unique()),
-        "num_distinct_captions": len(flat(scores["captions"]).unique()),
-        "views": list(VIEWS),
-        "tie_rule": "strict comparisons: a tie is wrong",
-    }
-
-
-def _content_hash(scores: pa.Table) -> str:
-    """Hash all that the figures depend on, apart from the model: every column but the logits."""
-    content = ContentHash()
-    content.add_table(scores.select(_DESCRIBED.names))
-    return content.hexdigest()

@@ -3,7 +3,8 @@
 Percent appear here and in what uses this only; everywhere else a figure is a fraction.
 """
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import pyarrow as pa
 
 from hard_positive_metric import FIGURES
 from hard_positives.names import public_name
-from hard_positives.results.evaluation import EvaluationResult, num_positives
+from hard_positives.results.result import EvaluationResult, num_positives
+from hard_positives.suite import published
 
 TITLES = {
     "original_accuracy": "original",
@@ -24,6 +26,9 @@ TITLES = {
 VIEW_TITLES = {"as_published": "as published", "clean": "clean"}
 DASH = "\u2013"  # of a range, and where there is no interval
 NO_INTERVAL = f"{DASH}: too few images for an interval."
+TEXT_ALONE = "Text alone: the model scores captions and sees no picture."
+# Of a signature, what tells two models of one name apart, the plainest first.
+TELLING = ("dtype", "adapter", "images", "question", "model", "weights", "device", "version")
 # By what the signature calls `processor.preprocessing`.
 PREPARATIONS = {
     "transformers": "Images prepared as transformers does.",
@@ -34,6 +39,32 @@ PREPARATIONS = {
 def name_of(result: EvaluationResult) -> str:
     """The model's Hub id, or the last part of its folder's path."""
     return public_name(result.signature["model"]["id"])
+
+
+def label_of(result: EvaluationResult) -> str:
+    """The model's name as tables show it: of one that sees no picture, they say so."""
+    return f"{name_of(result)} (text alone)" if result.is_blind else name_of(result)
+
+
+def labels_of(results: Sequence[EvaluationResult]) -> list[str]:
+    """Name models by what differs: two of one name by their dtype, or else by adapter, and so on.
+
+    The same model on several datasets has one name.
+    """
+    models = {
+        tuple(result.signature_parts.get(part) for part in TELLING): label_of(result)
+        for result in results
+    }
+    for place in range(len(TELLING)):
+        for label, number in Counter(models.values()).items():
+            alike = [told for told, of_model in models.items() if of_model == label]
+            if number > 1 and len({told[place] for told in alike}) > 1:
+                models |= {
+                    told: f"{label} {told[place] or f'no {TELLING[place]}'}" for told in alike
+                }
+    return [
+        models[tuple(result.signature_parts.get(part) for part in TELLING)] for result in results
+    ]
 
 
 def dataset_name_of(result: EvaluationResult) -> str:
@@ -48,6 +79,8 @@ def preprocessing_of(result: EvaluationResult) -> str | None:
 
 def preparation_of(result: EvaluationResult) -> str:
     """How images were prepared, in a sentence; empty where the signature does not say."""
+    if result.is_blind:
+        return TEXT_ALONE
     return PREPARATIONS.get(preprocessing_of(result), "")
 
 
@@ -69,9 +102,20 @@ def distinct_views(result: EvaluationResult) -> list[str]:
 
 def all_rows(result: EvaluationResult) -> Iterator[dict[str, Any]]:
     """Yield the figures of every line of a result's table."""
-    for view in result.metrics.values():
-        for split, figures in view.items():
-            yield from (row for _, row in labelled_rows(split, figures))
+    yield from (figures for _, _, _, figures in all_figures_of(result))
+
+
+def all_figures_of(result: EvaluationResult) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """Yield view, split, label and figures of every line of a result's table."""
+    for view, splits in result.metrics.items():
+        for split, figures in splits.items():
+            yield from ((view, split, label, row) for label, row in labelled_rows(split, figures))
+
+
+def is_like_the_paper(result: EvaluationResult) -> bool:
+    """Whether the paper's figures and humans can stand beside it."""
+    of_others = "benchmark" in result.signature["dataset"]
+    return not of_others and published.are_triples(result.scores)
 
 
 def labelled_rows(split: str, figures: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

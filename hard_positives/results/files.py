@@ -4,7 +4,7 @@ Two files cannot be renamed in one step. So ``results.json`` names its scores by
 new scores wait under a hidden name with that hash, beside the old ones, until ``results.json`` has
 been replaced; only then do they take the place of the old. Whenever a save is cut off, either the
 older result is there whole, or the new one with its scores under the hidden name, where
-:func:`read_result` finds them and the next save puts them in place.
+`read_result` finds them and the next save puts them in place.
 """
 
 import hashlib
@@ -21,7 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hard_positives.suite.comparisons import IMAGE_TO_TEXT, TEXT_TO_IMAGE
+from hard_positives.lookup import near_names
+from hard_positives.suite.columns import IMAGE_TO_TEXT, TEXT_TO_IMAGE, TEXT_TO_TEXT
 from hard_positives_dataset.folders import (
     full_disk_explained,
     lock_for,
@@ -96,12 +97,20 @@ def prepare_folder(folder: str | Path, dataset: Any = None) -> Path:
     return folder
 
 
+def find_results(folder: str | Path) -> Iterator[Path]:
+    """Yield the folders of results in what `evaluate_all` wrote, or the folder if it is one."""
+    folder = Path(folder)
+    inside = sorted(path.parent for path in folder.glob("*/*/results.json"))
+    is_one = not inside or (folder / "results.json").is_file()
+    yield from [folder] if is_one else inside
+
+
 def _is_foreign(name: str) -> bool:
     return name not in _OWN and not name.startswith(".")
 
 
 def write_result(
-    folder: Path, signature: dict[str, Any], scores: pa.Table, metrics: dict[str, Any]
+    folder: Path, signature: dict[str, Any], scores: pa.Table, figures: dict[str, Any]
 ) -> None:
     """Put a result into a folder in the place of the one that is there.
 
@@ -115,7 +124,7 @@ def write_result(
     pq.write_table(scores, buffer, compression="zstd")
     content = buffer.getvalue()
     scores_sha256 = hashlib.sha256(content).hexdigest()
-    record = {"signature": signature, "scores_sha256": scores_sha256, "metrics": metrics}
+    record = {"signature": signature, "scores_sha256": scores_sha256, **figures}
     text = _sealed(record)
     with full_disk_explained(folder), lock_for(folder / RESULTS_FILE, wait=_PATIENCE):
         try:
@@ -172,9 +181,12 @@ def read_result(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
             with open(path, "rb") as file:
                 status, text = os.fstat(file.fileno()), file.read()
         except FileNotFoundError:
+            kind, advice = "file", "Run hard-positives evaluate with --output for it."
+            if not folder.exists():
+                near = near_names(str(folder))
+                kind, advice = "folder", f"Did you mean {' or '.join(near)}?" if near else advice
             raise FileNotFoundError(
-                f"Expected {folder} to hold {RESULTS_FILE}, got no such file. "
-                "Run hard-positives evaluate with --output for it."
+                f"Expected {folder} to hold {RESULTS_FILE}, got no such {kind}. {advice}"
             ) from None
         record = _read_record(path, text)
         for content in _possible_scores(folder, record["scores_sha256"]):
@@ -265,9 +277,12 @@ def _check_lists(path: Path, scores: pa.Table) -> None:
     }
     directions = np.array(scores["direction"].to_pylist(), dtype=str)
     to_text = directions == IMAGE_TO_TEXT
+    alone = directions == TEXT_TO_TEXT
     candidates = np.where(to_text, sizes["captions"], sizes["images"])
     anchors = np.where(to_text, sizes["images"], sizes["captions"])
-    right = (to_text | (directions == TEXT_TO_IMAGE)) & (anchors == 1)
+    candidates = np.where(alone, sizes["captions"] - 1, candidates)
+    anchors = np.where(alone, 1 + sizes["images"], anchors)  # no image
+    right = (to_text | alone | (directions == TEXT_TO_IMAGE)) & (anchors == 1)
     right &= (sizes["labels"] == candidates) & (sizes["logits"] == candidates)
     if not right.all():
         raise ValueError(

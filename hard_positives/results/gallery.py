@@ -1,47 +1,28 @@
-"""Rows worth looking at: which of many thousand to show, with their pictures made small.
+"""Rows worth looking at: which of many thousand to show, with their pictures.
 
-Chooses and shrinks only; `pages` shows them. Captions and logits are those of the
-result; a dataset gives pictures only, and only those whose bytes were scored.
+Chooses only; `pages` shows them. Captions and logits are those of the result; a dataset gives
+pictures only, and only those whose bytes were scored (`pictures`).
 """
 
-import base64
-import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain, zip_longest
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset
 
 from hard_positive_metric import row_outcomes
-from hard_positives.results.evaluation import EvaluationResult, values_of
-from hard_positives.suite.comparisons import (
-    IMAGE_TO_TEXT,
-    Columns,
-    box_digest,
-    holds_images,
-    picture_cells,
-)
-from hard_positives.suite.rows import read_image_file
-from hard_positives_dataset.images import open_image_bytes
+from hard_positives.results.result import EvaluationResult, values_of
+from hard_positives.suite.columns import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Columns
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hard_positives.results.pictures import Picture, ScoredPictures
 
 GALLERY_ROWS = 240
-IMAGE_SIDE = 256  # pixels of the longer side
 GALLERY_BYTES = 6_000_000  # of pictures and captions, so that a page stays far under 10 MB
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A small picture as a `data:` address, and its size in pixels."""
-
-    address: str
-    width: int
-    height: int
 
 
 @dataclass(frozen=True)
@@ -59,7 +40,7 @@ class Candidate:
     kind: str
     is_true: bool
     text: str
-    picture: Picture | None
+    picture: "Picture | None"
     logits: tuple[float, ...]
 
 
@@ -84,14 +65,21 @@ class Example:
     substitution: str
     flaws: list[str]
     text: str
-    picture: Picture | None
+    picture: "Picture | None"
     candidates: list[Candidate]
     outcomes: list[str]
 
     @property
-    def pictures(self) -> list[Picture | None]:
+    def pictures(self) -> "list[Picture | None]":
         """All pictures that belong to it; None for each that could not be had."""
-        return [candidate.picture for candidate in self.candidates] if self.text else [self.picture]
+        if not self.text:
+            return [self.picture]
+        return [candidate.picture for candidate in self.candidates if not candidate.text]
+
+    def others(self, candidate: Candidate) -> list[str]:
+        """The captions that a candidate's edits show against: the original, or all of its edits."""
+        first, *rest = self.candidates
+        return [of.text for of in rest] if candidate is first else [first.text]
 
     @property
     def size(self) -> int:
@@ -123,7 +111,7 @@ class Gallery:
 
 def choose_examples(
     results: Sequence[EvaluationResult],
-    rows_by_split: Mapping[str, Dataset],
+    rows_by_split: "Mapping[str, Dataset]",
     columns: Columns | None = None,
     *,
     share: float = 1.0,
@@ -151,11 +139,13 @@ def choose_examples(
         np.array(scores["substitution"].to_pylist())[candidates],
     ]
     order = _by_turns(np.arange(len(candidates)), keys)[: int(GALLERY_ROWS * share)]
-    columns = columns or Columns()
-    of_split = {split: scores.filter(pc.equal(scores["split"], split)) for split in rows_by_split}
-    pictures = {
-        split: _Pictures(rows, columns, of_split[split]) for split, rows in rows_by_split.items()
-    }
+    pictures = {}
+    if rows_by_split:
+        from hard_positives.results.pictures import ScoredPictures  # needs `datasets`
+
+        for split, rows in rows_by_split.items():
+            of_split = scores.filter(pc.equal(scores["split"], split))
+            pictures[split] = ScoredPictures(rows, columns or Columns(), of_split)
     examples, size = {}, 0
     for row in candidates[order].tolist():
         example = _example(row, results, outcomes, pictures)
@@ -181,16 +171,17 @@ def _example(
     row: int,
     results: Sequence[EvaluationResult],
     outcomes: np.ndarray,
-    pictures: Mapping[str, "_Pictures"],
+    pictures: Mapping[str, "ScoredPictures"],
 ) -> Example:
     of_row = results[0].scores.slice(row, 1).to_pylist()[0]
     of_split = pictures.get(of_row["split"])
     found = of_split.find(of_row) if of_split else [None] * len(of_row["images"])
     to_captions = of_row["direction"] == IMAGE_TO_TEXT
     number = len(of_row["labels"])
-    kinds = _kinds(of_row["labels"], "caption" if to_captions else "image")
-    texts = of_row["captions"] if to_captions else [""] * number
-    of_candidates = [None] * number if to_captions else found
+    kinds = _kinds(of_row["labels"], "image" if of_row["direction"] == TEXT_TO_IMAGE else "caption")
+    to_images = of_row["direction"] == TEXT_TO_IMAGE
+    texts = [""] * number if to_images else of_row["captions"][-number:]
+    of_candidates = found if to_images else [None] * number
     logits = list(zip(*(r.scores["logits"][row].as_py() for r in results), strict=True))
     return Example(
         id=of_row["id"],
@@ -208,65 +199,3 @@ def _kinds(labels: Sequence[bool], original: str) -> list[str]:
     kinds = ["hard positive" if label else "hard negative" for label in labels]
     kinds[labels.index(True)] = original
     return kinds
-
-
-class _Pictures:
-    """The pictures of a split, which may be another revision of it than was scored."""
-
-    def __init__(self, rows: Dataset, columns: Columns, scores: pa.Table) -> None:
-        self._rows, self._crop = rows, columns.crop
-        # Of a set, all comparisons are of one row.
-        names = pc.coalesce(scores["set"], scores["id"]).to_pylist()
-        self._order = {name: place for place, name in enumerate(dict.fromkeys(names))}
-        names = [name for name in columns.image_columns if holds_images(rows, name)]
-        self._cells = [picture_cells(rows, name) for name in names]
-
-    @cached_property
-    def _places(self) -> dict[str, int]:
-        if "id" not in self._rows.column_names:
-            return {}
-        return {str(name): place for place, name in enumerate(self._rows["id"][:])}
-
-    def find(self, scored: dict[str, Any]) -> list[Picture | None]:
-        """Find the pictures of a comparison in its row, by the row's id or else by its place."""
-        name = scored["set"] or scored["id"]
-        place = self._places.get(name, self._order[name])
-        files = self._files(place) if place < len(self._rows) else {}
-        return [_shrunk(*files[digest]) if digest in files else None for digest in scored["images"]]
-
-    def _files(self, place: int) -> dict[str, tuple[bytes, Any]]:
-        """All picture files of a row with the boxes that are cut out, by what they are known by."""
-        box = tuple(map(round, self._rows[place][self._crop])) if self._crop else None
-        files = {}
-        for cells, offsets in self._cells:
-            for cell in range(offsets[place], offsets[place + 1]):
-                try:
-                    file = read_image_file(cells[cell]["image"], place)
-                except (OSError, ValueError):  # gone, or not readable here
-                    continue
-                files[box_digest(hashlib.sha256(file).hexdigest(), box)] = file, box
-        return files
-
-
-def _shrunk(file: bytes, box: tuple | None) -> Picture | None:
-    try:
-        return shrink_image(file, box)
-    except (OSError, ValueError):
-        return None
-
-
-def shrink_image(file: bytes, box: tuple[int, int, int, int] | None = None) -> Picture:
-    """Make an image file small enough for a page: at most `IMAGE_SIDE`, never enlarged, as WebP.
-
-    Of it only a box (left, top, width, height), where one is given. Without EXIF rotation, as
-    models see it (`scoring`).
-    """
-    image = open_image_bytes(file).convert("RGB")
-    if box is not None:
-        left, top, width, height = box
-        image = image.crop((left, top, left + width, top + height))
-    image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, format="WEBP", quality=85)
-    address = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return Picture(address, *image.size)

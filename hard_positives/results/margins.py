@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from hard_positive_metric import OUTCOMES, row_outcomes
-from hard_positives.results.evaluation import EvaluationResult, num_positives, values_of
+from hard_positives.results.result import EvaluationResult, num_positives, values_of
 
 BINS, FRAME = 56, 280  # of a density, its side in cells and in units of the drawing
 FULL_SIZE = 5000  # rows; with fewer, cells of twice the side

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from hard_positive_metric import FIGURES
-from hard_positives.results.figures import TITLES, percent
+from hard_positives.results.figures import TITLES, interval, percent
 from hard_positives.results.parts import ORDER
+from hard_positives.results.plane import marks_of
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,58 @@ def overview_of(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "no_interval": max(part["no_interval"] for part in parts),
         "preparations": "",  # each part says it
         "columns": columns,
+        "headlines_of": [_headline(part) for part in parts],
+        "opened": _opening(parts),
+        "marks": marks_of(list(_points(parts))),
+        "numbered": {
+            number: part["dataset"]
+            for number, part in enumerate(parts, 1)
+            if part["has_hard_positives"]
+        },
         "of_model": of_model,
         "with_chance": {name for name in shown for column in columns if column.chance.get(name)},
     }
+
+
+def _headline(part: dict[str, Any]) -> dict[str, Any]:
+    """The one figure of a dataset, for every model by its letter."""
+    about = {"dataset": part["dataset"], "anchor": part["anchor"]}
+    if part["authors"]:
+        line = part["authors"][0]
+        cells = {
+            model.letter: {"value": value.estimate.value, "interval": interval(value.ends, "value")}
+            for model, value in zip(part["models"], line.values, strict=True)
+        }
+        return {**about, "title": line.title, "cells": cells}
+    name = "augmented_accuracy" if part["has_hard_positives"] else "original_accuracy"
+    cells = {
+        model.letter: {"value": _mean_over_splits(part, model.place, name), "interval": ""}
+        for model in part["models"]
+    }
+    return {**about, "title": TITLES[name], "cells": cells}
+
+
+def _points(parts: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, dict[str, float]]]:
+    """What stands on a badge, what it means, and the figures, of every model on every dataset."""
+    for number, part in enumerate(parts, 1):
+        for model in part["models"] if part["has_hard_positives"] else ():
+            figures = {
+                name: _mean_over_splits(part, model.place, name)
+                for name in ("original_accuracy", "brittleness")
+            }
+            yield f"{model.letter}{number}", f"{model.name} on {part['dataset']}", figures
+
+
+def _opening(parts: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The first dataset that has an opening, rather one with hard positives."""
+    order = sorted(parts, key=lambda part: not part["has_hard_positives"])
+    return next((part for part in order if part["opening"]), None)
+
+
+def _mean_over_splits(part: dict[str, Any], place: int, name: str) -> float:
+    """The mean of the splits that have the figure."""
+    macros = [of_models[place]["macro"] for of_models in part["splits"].values()]
+    return fmean(macro[name] for macro in macros if name in macro)
 
 
 def _columns(part: dict[str, Any]) -> Iterator[Column]:

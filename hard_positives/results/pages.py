@@ -10,50 +10,57 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
-from datasets import Dataset, DatasetDict
 from markupsafe import Markup
 
 from hard_positives import __version__
-from hard_positives.names import printable, public_name
+from hard_positives.names import EMBEDDED_DATASET, printable, public_name
 from hard_positives.results.comparison import check_same_rows
-from hard_positives.results.evaluation import EvaluationResult
+from hard_positives.results.edits import mark_edits
+from hard_positives.results.exports import figures_csv, figures_latex
 from hard_positives.results.figures import dataset_name_of, half_interval, interval, percent
 from hard_positives.results.gallery import Gallery, choose_examples
 from hard_positives.results.overview import overview_of
 from hard_positives.results.parts import content_of, name_models
-from hard_positives.suite.comparisons import Columns
-from hard_positives.suite.sources import EMBEDDED_DATASET, load_source
+from hard_positives.results.result import EvaluationResult
+from hard_positives.suite.benchmarks import known_benchmark
+from hard_positives.suite.columns import Columns
 from hard_positives_dataset.folders import write_whole
 
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
 PAGE, MARKDOWN = "index.html", "report.md"
+CSV, LATEX = "figures.csv", "figures.tex"
 
 
 def write_report(
     results: Sequence[EvaluationResult],
     output_dir: str | Path,
     *,
-    dataset: str | Path | Dataset | DatasetDict | Sequence[str | Path] | None = None,
+    dataset: "str | Path | Dataset | DatasetDict | Sequence[str | Path] | None" = None,
 ) -> Path:
     """Write a page (`index.html`) that needs no network, and its text as `report.md`.
 
-    The page holds the paper's table with intervals, what happened in the rows, accuracy against
-    brittleness, the figures by substitution, the margins, rows with their pictures, and each run's
-    signature and command. Several results are shown side by side; then the rows are those on which
-    they disagree. Results on several datasets get a table of models by datasets on top, and all of
-    this for each dataset. At most `gallery.GALLERY_ROWS` rows are shown, whatever the number of
-    rows and datasets. Their captions are those that were scored; a picture is shown only if its
-    bytes are.
+    Beside them stand every figure as CSV (`figures.csv`) and models by datasets as LaTeX
+    (`figures.tex`), with the signature of each run. The page holds the paper's table with
+    intervals, what happened in the rows, accuracy against brittleness, the figures by substitution,
+    the margins, rows with their pictures, and each run's signature and command. Several results are
+    shown side by side; then the rows are those on which they disagree. Results on several datasets
+    get a table of models by datasets on top, and all of this for each dataset. At most
+    `gallery.GALLERY_ROWS` rows are shown, whatever the number of rows and datasets. Their captions
+    are those that were scored; a picture is shown only if its bytes are.
 
     Args:
         results: One or more. Those on a dataset of one name must be over the same rows.
-        output_dir: A folder; made if absent. The two files in it are replaced, once both are
+        output_dir: A folder; made if absent. The four files in it are replaced, once all are
             written.
-        dataset: What was scored, for its pictures, as for :func:`hard_positives.evaluate`; with
+        dataset: What was scored, for its pictures, as for `hard_positives.evaluate`; with
             results on several datasets the folders or Hub ids of some of these, by whose names they
             are told apart. If left out, the dataset that the results' signature names, at the
             commit that it names; if that cannot be opened, a warning, and no pictures of it.
@@ -93,11 +100,13 @@ def write_report(
     texts = _render(parts)
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    # Both are written before one is put in place, the page last. A kill between the two renames
-    # leaves files of two runs; each holds its own figures, signatures and captions.
-    with write_whole(folder / PAGE) as page, write_whole(folder / MARKDOWN) as markdown:
-        page.write_text(texts[0], encoding="utf-8")
-        markdown.write_text(texts[1], encoding="utf-8")
+    # All are written before one is put in place, the page last. A kill between two renames leaves
+    # files of two runs; each holds its own figures, signatures and captions.
+    content = dict(zip((PAGE, MARKDOWN), texts, strict=True))
+    content |= {CSV: figures_csv(results), LATEX: figures_latex(results)}
+    with ExitStack() as stack:
+        for name, text in content.items():
+            stack.enter_context(write_whole(folder / name)).write_text(text, encoding="utf-8")
     return folder / PAGE
 
 
@@ -134,23 +143,32 @@ def _given_datasets(dataset: Any, names: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _open_dataset(signature: dict[str, Any], dataset: Any) -> tuple[dict[str, Dataset], str]:
+def _open_dataset(signature: dict[str, Any], dataset: Any) -> "tuple[dict[str, Dataset], str]":
     """What was scored, by split, for its pictures; or nothing, and why."""
     splits, source, revision = list(signature["splits"]), signature["id"], signature["revision"]
     if dataset is not None:
         is_source = dataset == source and not os.path.exists(dataset)
-        return load_source(dataset, splits, revision if is_source else None).splits, ""
+        return _load_splits(dataset, splits, revision if is_source else None), ""
     advice = "Give the dataset to see pictures (--dataset)."
     if source is None:
         return {}, f"the results do not name their dataset. {advice}"
     # Without a commit it was a folder: its name means nothing on the Hub.
-    if revision is None and source != EMBEDDED_DATASET and not os.path.exists(source):
+    known = source == EMBEDDED_DATASET or known_benchmark(source) is not None
+    if revision is None and not known and not os.path.exists(source):
         return {}, f"{public_name(source)} is not here. {advice}"
     try:
-        return load_source(source, splits, revision).splits, ""
+        return _load_splits(source, splits, None if known else revision), ""
     except (OSError, ValueError) as error:
         # Not its text, which may name folders of this machine. Who gives the dataset sees it.
         return {}, f"{public_name(source)} could not be opened ({type(error).__name__}). {advice}"
+
+
+def _load_splits(dataset: Any, splits: Sequence[str], revision: str | None) -> "dict[str, Dataset]":
+    from hard_positives.suite.loading import (
+        load_rows,  # needs `datasets`; few pages have no picture
+    )
+
+    return load_rows(dataset, splits, revision).splits
 
 
 def _missing_pictures(gallery: Gallery, *, is_asked_for: bool) -> str:
@@ -179,7 +197,8 @@ def _render(parts: Sequence[dict[str, Any]]) -> tuple[str, str]:
         undefined=jinja2.StrictUndefined,
         finalize=_shown,
     )
-    filters = (percent, _plain, _fenced, interval, half_interval)
+    filters = (percent, _plain, _fenced, interval, half_interval, mark_edits)
+    environment.filters["zip"] = zip
     environment.filters |= {function.__name__.strip("_"): function for function in filters}
     content = parts[0] if len(parts) == 1 else overview_of(parts)
     texts = []

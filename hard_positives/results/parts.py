@@ -9,16 +9,17 @@ from typing import Any
 import pyarrow as pa
 
 from hard_positive_metric import compute_metrics
-from hard_positives.results.evaluation import EvaluationResult, values_of
+from hard_positives.results.authors import AuthorsValue
 from hard_positives.results.figures import (
     TITLES,
     VIEW_TITLES,
     all_rows,
     chance_lines,
     distinct_views,
+    is_like_the_paper,
+    label_of,
     labelled_rows,
     mean_label,
-    name_of,
     no_interval,
     percent,
     preparation_of,
@@ -26,8 +27,12 @@ from hard_positives.results.figures import (
 )
 from hard_positives.results.gallery import Gallery
 from hard_positives.results.margins import margins_of
+from hard_positives.results.opening import opening_of
+from hard_positives.results.plane import Mark, at_x, at_y, marks_of
+from hard_positives.results.result import EvaluationResult, values_of
 from hard_positives.results.runs import command_of, flattened, full_name_of
 from hard_positives.suite import published
+from hard_positives.suite.benchmarks import known_benchmark
 
 OUTCOME_TITLES = {
     "all_above": "both above the hard negative",
@@ -68,6 +73,26 @@ class Line:
     category: str = ""
 
 
+@dataclass(frozen=True)
+class Panel:
+    """A split's models in the plane of accuracy and brittleness; chance, and humans if known."""
+
+    label: str
+    marks: list[Mark]
+    chance: tuple[float, float]
+    humans: tuple[float, float] | None = None
+
+
+def panel_of(line: Line, models: Sequence[Model], chance: dict[str, float]) -> Panel:
+    """Draw a split; no badge covers chance or humans."""
+    places = [(at_x(chance["original_accuracy"]), at_y(chance["brittleness"]))]
+    if line.is_replace and is_like_the_paper(models[0].result):
+        humans = {name: float(value) / 100 for name, value in published.HUMANS.items()}
+        places.append((at_x(humans["original_accuracy"]), at_y(humans["brittleness"])))
+    named = [(model.letter, model.name, line.figures[model.place]) for model in models]
+    return Panel(line.label, marks_of(named, places), *places)
+
+
 def name_models(datasets: Sequence[Sequence[EvaluationResult]]) -> list[list[Model]]:
     """Give each model its letter, the same on every dataset, and a name that no other has."""
     keys = [list(_keys(results)) for results in datasets]
@@ -90,7 +115,7 @@ def _keys(results: Sequence[EvaluationResult]) -> Iterator[tuple[str, str, int]]
     seen: Counter[str] = Counter()
     for result in results:
         full = full_name_of(result)
-        yield name_of(result), full, seen[full]
+        yield label_of(result), full, seen[full]
         seen[full] += 1
 
 
@@ -104,7 +129,8 @@ def content_of(models: Sequence[Model], gallery: Gallery, no_pictures: str) -> d
         split: [result.metrics["as_published"][split] for result in results]
         for split in first.metrics["as_published"]
     }
-    panels = zip(*map(margins_of, results), strict=True)
+    headlines = [_headline(split, of_models) for split, of_models in splits.items()]
+    margins = zip(*map(margins_of, results), strict=True)
     return {
         "models": models,
         "runs": [
@@ -116,7 +142,11 @@ def content_of(models: Sequence[Model], gallery: Gallery, no_pictures: str) -> d
             for view in distinct_views(first)
         ],
         "splits": splits,
-        "headlines": [_headline(split, of_models) for split, of_models in splits.items()],
+        "opening": opening_of(models, gallery),
+        "headlines": headlines,
+        "panels": [
+            panel_of(line, models, chance[0][1]) for line in headlines if "brittleness" in titles
+        ],
         "outcome_lines": [
             Line(label, [figures["groups"][label] for figures in of_models])
             for of_models in splits.values()
@@ -126,12 +156,13 @@ def content_of(models: Sequence[Model], gallery: Gallery, no_pictures: str) -> d
         "first_figure": list(titles)["augmented_accuracy" in titles],
         "has_hard_positives": "brittleness" in titles,
         "are_triples": published.are_triples(first.scores),
+        "like_the_paper": is_like_the_paper(first),
+        "authors": _authors(models),
         "outcome_titles": OUTCOME_TITLES if "brittleness" in titles else PLAIN_OUTCOME_TITLES,
         "chance": [
             (label, [percent(values[name]) if name in values else "" for name in titles])
             for label, values in chance
         ],
-        "chance_place": chance[0][1],
         "humans": [published.HUMANS.get(name, "") for name in titles],
         "published": published.FIGURES,
         "published_rows": published.describe_rows(first.scores),
@@ -142,10 +173,37 @@ def content_of(models: Sequence[Model], gallery: Gallery, no_pictures: str) -> d
         "preparations": _preparations(models),
         "substitutions": substitutions,
         "num_substitutions": num_substitutions,
-        "margins": [pair for of_split in panels for pair in zip(models, of_split, strict=True)],
+        "margins": [pair for of_split in margins for pair in zip(models, of_split, strict=True)],
         "gallery": gallery,
         "no_pictures": no_pictures,
     }
+
+
+@dataclass(frozen=True)
+class AuthorsLine:
+    """A figure of the benchmark's authors for every model, and what is published."""
+
+    title: str
+    rule: str
+    count: int
+    values: list[AuthorsValue]
+    published: list[tuple[float, str, str]]
+
+
+def _authors(models: Sequence[Model]) -> list[AuthorsLine]:
+    results = [model.result for model in models]
+    known = known_benchmark(results[0].signature["dataset"].get("benchmark"))
+    lines = []
+    for of_models in zip(*(result.authors for result in results), strict=True):
+        title = of_models[0].figure.title
+        reported = [
+            (found.values[title], found.model, found.source)
+            for found in (known.published if known else ())
+            if title in found.values
+        ]
+        first = of_models[0]
+        lines.append(AuthorsLine(title, first.rule, first.count, list(of_models), reported))
+    return lines
 
 
 def _preparations(models: Sequence[Model]) -> str:

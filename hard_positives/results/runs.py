@@ -4,10 +4,10 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from hard_positives.models.generative import QUESTION
+from hard_positives.models.kinds import QUESTION
 from hard_positives.names import public_name
-from hard_positives.results.evaluation import EvaluationResult
-from hard_positives.results.figures import name_of, preprocessing_of
+from hard_positives.results.figures import label_of, name_of, preprocessing_of
+from hard_positives.results.result import EvaluationResult
 
 
 def command_of(result: EvaluationResult) -> str | None:
@@ -17,11 +17,14 @@ def command_of(result: EvaluationResult) -> str | None:
         return None
     command = ["hard-positives", "evaluate", name_of(result)]
     command += ["--dataset", public_name(signature["dataset"]["id"])]
-    command += _column_options(signature["dataset"].get("columns", {}))
+    if not signature["dataset"].get("figures"):  # a benchmark's file says what columns are
+        command += _column_options(signature["dataset"].get("columns", {}))
+    if signature["dataset"].get("columns", {}).get("text_only"):
+        command.append("--text-only")
     for split in signature["dataset"]["splits"]:
         command += ["--split", split]
     for option, part in {"--revision": "model", "--dataset-revision": "dataset"}.items():
-        if signature[part].get("revision"):
+        if signature[part].get("revision") and not signature[part].get("figures"):
             command += [option, signature[part]["revision"]]
     preprocessing = preprocessing_of(result)
     if preprocessing not in (None, "transformers"):
@@ -38,6 +41,8 @@ def _column_options(columns: dict[str, Any]) -> Iterator[str]:
     """The options of the command line that say what columns are."""
     names = {"positives": "--positive", "negatives": "--negative", "pairs": "--pair"}
     for name, value in columns.items():
+        if value is True:
+            continue
         for one in value if isinstance(value, (list, tuple)) else [value]:
             yield names.get(name, f"--{name}")
             yield ":".join(one) if name == "pairs" else one
@@ -47,7 +52,7 @@ def full_name_of(result: EvaluationResult) -> str:
     """The model's name with what tells it from others of that name."""
     model = result.signature["model"]
     details = (model["revision"], model.get("weights_sha256"), result.signature.get("dtype"))
-    return " ".join([name_of(result), *(detail[:8] for detail in details if detail)])
+    return " ".join([label_of(result), *(detail[:8] for detail in details if detail)])
 
 
 def flattened(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

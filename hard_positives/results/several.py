@@ -6,7 +6,7 @@ What a finished result depends on stands in its signature, which is known before
 where the two are the same, the result stays.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from typing_extensions import Unpack
@@ -15,13 +15,10 @@ from hard_positives.machine import Options, is_main_process
 from hard_positives.models.kinds import Settings
 from hard_positives.models.loading import load_model
 from hard_positives.names import public_name
-from hard_positives.results.evaluation import (
-    EvaluationResult,
-    open_benchmark,
-    score_benchmark,
-)
+from hard_positives.results.evaluation import open_benchmark, score_benchmark
 from hard_positives.results.files import prepare_folder
-from hard_positives.suite.comparisons import Columns
+from hard_positives.results.result import EvaluationResult
+from hard_positives.suite.columns import Columns
 
 
 def evaluate_all(
@@ -48,7 +45,7 @@ def evaluate_all(
         models: Hub ids or folders, each with another name.
         datasets: Likewise, all with the same columns.
         output_dir: Gets a folder `MODEL/DATASET` for each; `/` in names becomes `--`.
-        columns: As for :func:`hard_positives.evaluate`, like all arguments not named here.
+        columns: As for `hard_positives.evaluate`, like all arguments not named here.
         tell: Is called with a sentence for each result.
 
     Returns:
@@ -85,14 +82,6 @@ def evaluate_all(
                 tell(f"{place}: {'finished before' if result is earlier else 'scored'}.")
             results.append(result)
     return results
-
-
-def find_results(folder: str | Path) -> Iterator[Path]:
-    """Yield the folders of results in what `evaluate_all` wrote, or the folder if it is one."""
-    folder = Path(folder)
-    inside = sorted(path.parent for path in folder.glob("*/*/results.json"))
-    is_one = not inside or (folder / "results.json").is_file()
-    yield from [folder] if is_one else inside
 
 
 def _folder_names(sources: Sequence[str | Path], kind: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Results in, tables for the terminal out, in percent and at most 80 columns wide.
+"""Results in, tables for the terminal out, in percent: for 80 columns, less or more.
 
 Names and captions come from other people: whatever they hold is shown as text.
 """
@@ -12,9 +12,9 @@ from rich.text import Text
 
 from hard_positives.names import printable
 from hard_positives.results.comparison import PairedDifference, compare
-from hard_positives.results.evaluation import EvaluationResult
 from hard_positives.results.figures import (
     DASH,
+    TEXT_ALONE,
     TITLES,
     VIEW_TITLES,
     all_rows,
@@ -22,16 +22,21 @@ from hard_positives.results.figures import (
     dataset_name_of,
     distinct_views,
     half_interval,
+    interval,
+    label_of,
     labelled_rows,
+    labels_of,
     mean_label,
-    name_of,
     no_interval,
     percent,
     preparation_of,
     shown_figures,
 )
+from hard_positives.results.result import EvaluationResult
 from hard_positives.suite import published
-from hard_positives.suite.comparisons import DIRECTIONS
+from hard_positives.suite.benchmarks import known_benchmark
+from hard_positives.suite.columns import DIRECTIONS
+from hard_positives.terminal import FittedTable
 
 # What the table's footing says of the figures that it shows.
 EXPLANATIONS = {
@@ -42,10 +47,16 @@ EXPLANATIONS = {
     "set_accuracy": "Sets: all comparisons of a set are right.",
     "tie_rate": "A tie is wrong.",
 }
+# Columns that a narrow terminal can do without, the first of them first.
+DISPENSABLE = ("ties", "won", "lost", "drop", "first", "rows")
 COMPARISON_EXPLANATION = (
     "% of rows; difference = second - first with its 95 % interval. Won, lost: rows that only the "
     "second, only the first model has right. p: test of no difference. Interval and p count rows "
     "of one image as dependent; \u2013: too few images for either."
+)
+RANKING_EXPLANATION = (
+    "% of rows, mean over categories, and the difference from the first model. *: p < 0.05 in a "
+    "test that counts rows of one image as dependent; not corrected for the number of models."
 )
 
 
@@ -53,38 +64,77 @@ def render_table(result: EvaluationResult) -> Table:
     """Lay a result out as the paper's table, in percent.
 
     Args:
-        result: From :func:`hard_positives.evaluate` or ``EvaluationResult.load``.
+        result: From `hard_positives.evaluate` or ``EvaluationResult.load``.
 
     Returns:
-        A rich table, 80 columns wide: ``rich.print`` it. The clean view is left out where no row
-        has a flaw. A line with ties at half credit follows a line whose figures these change.
+        A rich table: ``rich.print`` it. Where the terminal has room, intervals show both ends;
+        where it has little, columns are left out, and it says which. The clean view is left out
+        where no row has a flaw. A line with ties at half credit follows a line whose figures these
+        change.
 
     Examples:
         >>> import rich
         >>> rich.print(render_table(EvaluationResult.load("results/clip")))  # doctest: +SKIP
     """
-    names, are_triples = shown_figures(result), published.are_triples(result.scores)
+    table = _figures_table(result)
+    table.wider = _figures_table(result, ends=True)
+    return table
+
+
+def _figures_table(result: EvaluationResult, *, ends: bool = False) -> FittedTable:
+    names, has_humans = shown_figures(result), published.has_published(result.scores)
+    interval_is = "with the 95 % interval" if ends else "± half of the 95 % interval"
     footing = [
-        "% of rows ± half of the 95 % interval, clustered by image.",
+        f"% of rows {interval_is}, clustered by image.",
         *(EXPLANATIONS[name] for name in names),
-        "Human figures are second-hand." if are_triples else "",
+        "Human figures are second-hand." if has_humans else "",
         no_interval(all_rows(result)),
         preparation_of(result),
     ]
     columns = ["rows", *(TITLES[name] for name in names)]
-    table = _new_table(_text(name_of(result)), " ".join(filter(None, footing)), columns)
+    table = _new_table(_text(label_of(result)), " ".join(filter(None, footing)), columns)
     for view in distinct_views(result):
         table.add_row(Text(VIEW_TITLES[view], style="bold"))
         for split, figures in result.metrics[view].items():
             for label, row in labelled_rows(split, figures):
-                _add_figures(table, label, row, names)
+                _add_figures(table, label, row, names, ends=ends)
         table.add_section()
     for label, chance in chance_lines(result):
         cells = [percent(chance[name]) if name in chance else "" for name in names]
         table.add_row(_text(label), "", *cells, style="dim")
-    if are_triples:
+    if has_humans:
         humans = [published.HUMANS.get(name, "") for name in names]
         table.add_row("REPLACE humans", "", *humans, style="dim")
+    return table
+
+
+def render_authors(result: EvaluationResult) -> Table:
+    """Lay out a known benchmark's figures as its authors count them, beside what is published.
+
+    Args:
+        result: Of a benchmark that `hard-positives benchmarks` lists.
+
+    Returns:
+        A rich table, in percent, the headline first.
+    """
+    known = known_benchmark(result.signature["dataset"].get("benchmark"))
+    title = known.title if known else dataset_name_of(result)
+    columns = ["counted", label_of(result), "published"]
+    table = _new_table(_text(f"{title}, as its authors count"), "", columns)
+    table.columns[-1].no_wrap = False
+    for value in result.authors:
+        estimate, name = value.estimate, value.figure.title
+        published = [
+            f"{found.values[name]:.1f} {found.model}"
+            for found in (known.published if known else ())
+            if name in found.values
+        ]
+        table.add_row(
+            _text(f" {name}").append(f"\n  {value.rule}", style="dim"),
+            f"{value.count:,}",
+            f"{percent(estimate.value)} \u00b1{half_interval(value.ends, 'value')}",
+            Text("\n".join(map(printable, published)), "dim"),
+        )
     return table
 
 
@@ -101,17 +151,19 @@ def render_summary(results: Sequence[EvaluationResult]) -> Table:
     shown = set().union(*map(shown_figures, results))
     names = [name for name in TITLES if name in shown]
     explanation = "% of rows, mean over categories \u00b1 half of the 95 % interval; as published."
+    if any(result.is_blind for result in results):
+        explanation += f" {TEXT_ALONE}"
     columns = ["rows", *(TITLES[name] for name in names)]
     table = _new_table(Text("models by datasets"), explanation, columns)
     parts = {}
-    for result in results:
+    for result, label in zip(results, labels_of(results), strict=True):
         shown = set(shown_figures(result))
         for split, figures in result.metrics["as_published"].items():
             macro = {**figures["macro"], "num_examples": figures["num_examples"]}
             for hidden in set(names) - shown:
                 macro.pop(hidden, None)
             key = (dataset_name_of(result), result.signature["dataset"]["content_sha256"], split)
-            parts.setdefault(key, []).append((name_of(result), macro))
+            parts.setdefault(key, []).append((label, macro))
     for (dataset, _, split), lines in parts.items():
         table.add_row(_text(f"{dataset} {split}", "bold"))
         for name, macro in lines:
@@ -128,10 +180,10 @@ def render_comparison(first: EvaluationResult, second: EvaluationResult) -> Tabl
         second: The model to judge, on the same rows.
 
     Returns:
-        A rich table, 80 columns wide.
+        A rich table.
 
     Raises:
-        ValueError: As :func:`hard_positives.compare`.
+        ValueError: As `hard_positives.compare`.
 
     Examples:
         >>> import rich
@@ -140,7 +192,8 @@ def render_comparison(first: EvaluationResult, second: EvaluationResult) -> Tabl
         >>> rich.print(render_comparison(base, tuned))  # doctest: +SKIP
     """
     differences = compare(first, second)
-    title = _text(f"{name_of(second)} - {name_of(first)}")
+    names = labels_of([first, second])
+    title = _text(f"{names[1]} - {names[0]}")
     columns = ["first", "second", "difference", "95 % interval", "won", "lost", "p"]
     table = _new_table(title, COMPARISON_EXPLANATION, columns)
     by_rows: dict[tuple[str, str, str], list[PairedDifference]] = {}
@@ -160,8 +213,62 @@ def render_comparison(first: EvaluationResult, second: EvaluationResult) -> Tabl
     return table
 
 
-def _new_table(title: Text, explanation: str, columns: Sequence[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+def render_ranking(results: Sequence[EvaluationResult]) -> Table:
+    """Lay several models out beside the first one, a row each, in percent.
+
+    Args:
+        results: Over the same rows; the first is what the others are compared with.
+
+    Returns:
+        A rich table: of each split the mean over categories of every figure, its difference from
+        the first model's, and a star where a test that counts rows of one image as dependent finds
+        one (p < 0.05).
+
+    Raises:
+        ValueError: As `hard_positives.compare`.
+    """
+    first, *others = results
+    names = labels_of(results)
+    compared = [_by_split(compare(first, other)) for other in others]
+    shown = list(dict.fromkeys(figure for rows in compared[0].values() for figure in rows))
+    table = _new_table(
+        _text(f"against {names[0]}"), RANKING_EXPLANATION, [TITLES[name] for name in shown]
+    )
+    for view in distinct_views(first):
+        for of_view, split in compared[0]:
+            if of_view != view:
+                continue
+            of_models = [of_model[view, split] for of_model in compared]
+            rows = next(iter(of_models[0].values())).num_examples
+            table.add_row(_text(f"{split}, {VIEW_TITLES[view]}, n={rows:,}", "bold"))
+            cells = [f"{percent(row.first)}      " for row in of_models[0].values()]
+            table.add_row(_text(f" {names[0]}"), *cells)
+            for name, of_model in zip(names[1:], of_models, strict=True):
+                table.add_row(_text(f" {name}"), *map(_ranked, of_model.values()))
+            table.add_section()
+    return table
+
+
+def _by_split(
+    differences: Sequence[PairedDifference],
+) -> dict[tuple[str, str], dict[str, PairedDifference]]:
+    """Of each view and split the mean over categories, or its only category, by figure."""
+    found: dict[tuple[str, str], dict[str, PairedDifference]] = {}
+    for row in differences:
+        of_split = found.setdefault((row.view, row.split), {})
+        if row.group == "macro" or row.figure not in of_split:
+            of_split[row.figure] = row
+    return found
+
+
+def _ranked(row: PairedDifference) -> str:
+    star = "*" if row.p_value is not None and row.p_value < 0.05 else " "
+    return f"{percent(row.second)} {_signed(row.difference):>5}{star}"
+
+
+def _new_table(title: Text, explanation: str, columns: Sequence[str]) -> FittedTable:
+    table = FittedTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.dispensable = DISPENSABLE
     table.title, table.caption, table.caption_justify = title, explanation, "left"
     table.add_column("", overflow="fold")
     for name in columns:
@@ -173,16 +280,20 @@ def _text(value: Any, style: str = "") -> Text:
     return Text(printable(value), style)
 
 
-def _add_figures(table: Table, label: str, figures: dict[str, Any], names: Sequence[str]) -> None:
-    cells = [
-        f"{percent(figures[name])} \u00b1{half_interval(figures, name)}" if name in figures else ""
-        for name in names
-    ]
+def _add_figures(
+    table: Table, label: str, figures: dict[str, Any], names: Sequence[str], *, ends: bool = False
+) -> None:
+    cells = [_cell(figures, name, ends) if name in figures else "" for name in names]
     table.add_row(_text(f" {label}"), f"{figures['num_examples']:,}", *cells)
     halves = [f"{name}_half_credit" if name in figures else "" for name in names]
     shown = [percent(figures[half]) if half in figures else "" for half in halves]
     if any(half and not cell.startswith(half) for half, cell in zip(shown, cells, strict=True)):
         table.add_row("  ties as half", "", *shown, style="dim")
+
+
+def _cell(figures: dict[str, Any], name: str, ends: bool) -> str:
+    around = interval(figures, name) if ends else f"\u00b1{half_interval(figures, name)}"
+    return f"{percent(figures[name])} {around}"
 
 
 def _comparison_cells(row: PairedDifference) -> list[str]:

@@ -79,7 +79,7 @@ class EmbeddingCache:
         return found, embeds[found]
 
     def _chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for path in sorted(self.folder.glob("*.safetensors")):
+        for path in sorted(_listed(self.folder, "*.safetensors")):
             try:
                 content = path.read_bytes()
             except FileNotFoundError:  # emptied in the meantime
@@ -118,6 +118,13 @@ class EmbeddingCache:
             partial.write_bytes(content)
 
 
+def _listed(folder: Path, pattern: str) -> list[Path]:
+    try:
+        return list(folder.glob(pattern))
+    except FileNotFoundError:  # emptied while it was listed, which Python 3.11 does not expect
+        return []
+
+
 def _names_content(path: Path, content: bytes) -> bool:
     return hashlib.sha256(content).hexdigest() == path.stem
 
@@ -148,7 +155,7 @@ def list_cache() -> list[CachedModel]:
 
 
 def _cached_models() -> Iterator[CachedModel]:
-    for folder in cache_root().glob("*/"):
+    for folder in _listed(cache_root(), "*/"):
         try:
             about = folder / NAME_FILE
             name = about.read_text(encoding="utf-8") if about.is_file() else "unknown"

@@ -38,6 +38,7 @@ from hard_positives.scoring.sharing import (
     look_up,
     open_cache,
     progress_bar,
+    share_captions,
     share_out,
 )
 from hard_positives.suite.comparisons import Comparisons
@@ -59,12 +60,9 @@ def encode(
         on the CPU, in the order of `comparisons`; the same in every process.
     """
     cache = open_cache(encoder, options)
-    # Sorted, so that chunks depend neither on the order of rows nor on where a killed run stopped.
-    # Captions of like length stand together.
-    captions, digests = comparisons.captions, comparisons.image_digests
-    by_length = sorted(range(len(captions)), key=lambda at: (len(captions[at]), captions[at]))
-    by_digest = sorted(range(len(digests)), key=digests.__getitem__)
-    texts = share_out("captions", comparisons.caption_digests, cut(by_length, CAPTIONS_PER_CHUNK))
+    digests = comparisons.image_digests
+    by_digest = sorted(range(len(digests)), key=digests.__getitem__)  # whatever the order of rows
+    texts = share_captions(comparisons, CAPTIONS_PER_CHUNK)
     images = share_out("images", digests, cut(by_digest, IMAGES_PER_CHUNK))
     look_up(cache, images, texts)
     with encoder.running():

@@ -2,10 +2,11 @@
 
     rows -> comparisons -> distinct images and captions -> embeddings -> float32 -> logits
                         -> distinct pairs                                        -> logits
+                        -> distinct captions -> log P(caption)                   -> logits
 
-`suite.comparisons` finds what is distinct, `models` knows how to embed or score a batch, `encoding`
-and `matching` run over all of it, `cache` keeps what was computed. Nothing here knows of accuracies
-(`hard_positive_metric`) or of saved results (`results`).
+`suite.comparisons` finds what is distinct, `models` knows how to embed or score a batch,
+`encoding`, `matching` and `likelihoods` run over all of it, `cache` keeps what was computed.
+Nothing here knows of accuracies (`hard_positive_metric`) or of saved results (`results`).
 """
 
 from collections.abc import Callable
@@ -18,17 +19,21 @@ from transformers import PreTrainedModel
 from typing_extensions import Unpack
 
 from hard_positives.machine import Options
+from hard_positives.models.blind import BlindModel
 from hard_positives.models.kinds import Settings
-from hard_positives.models.loading import Encoder, Matcher, load_model
+from hard_positives.models.loading import Encoder, Model, load_model
 from hard_positives.models.protocols import Embedder, PairScorer
 from hard_positives.scoring.encoding import encode
+from hard_positives.scoring.likelihoods import likelihoods
 from hard_positives.scoring.matching import match_pairs
-from hard_positives.suite.comparisons import (
+from hard_positives.suite.columns import (
+    DIRECTIONS,
     IMAGE_TO_TEXT,
+    TEXT_TO_IMAGE,
+    TEXT_TO_TEXT,
     Columns,
-    Comparisons,
-    read_comparisons,
 )
+from hard_positives.suite.comparisons import Comparisons, read_comparisons
 
 NAMED = 5  # how many offenders an error names
 
@@ -61,7 +66,8 @@ def score(
             1 unless ``batch_size`` is given. Models of transformers are dual encoders with
             ``get_image_features`` and ``get_text_features``, matching heads such as
             ``BlipForImageTextRetrieval``, or generative ones with a chat template, such as
-            ``Qwen3VLForConditionalGeneration``. Towers may be compiled before, as by
+            ``Qwen3VLForConditionalGeneration``. ``"lm:"`` before the name of a causal language
+            model gives log P(caption), whatever the picture. Towers may be compiled before, as by
             ``model.vision_model.compile(dynamic=True)``.
         dataset: Rows with an image and captions, such as
             ``datasets.load_dataset(folder, split="replace")``.
@@ -75,7 +81,7 @@ def score(
             scored without, and a warning says why.
         progress: Show progress bars where stderr is a terminal.
         **settings: How the model is loaded and asked, such as ``device="cuda"`` or
-            ``dtype="bfloat16"``: see :class:`hard_positives.models.kinds.Settings`.
+            ``dtype="bfloat16"``: see `hard_positives.models.kinds.Settings`.
 
     Returns:
         float32 array (N, K): row i belongs to row i of ``dataset``, column k to the k-th of its
@@ -101,15 +107,21 @@ def score(
     return comparisons.listed(score_comparisons(scorer, comparisons, options))
 
 
-def score_comparisons(
-    model: Encoder | Matcher, comparisons: Comparisons, options: Options
-) -> np.ndarray:
+def score_comparisons(model: Model, comparisons: Comparisons, options: Options) -> np.ndarray:
     """Score comparisons with a loaded model; float32 (M,), all finite, or a ValueError."""
     if isinstance(model, Encoder):
         embeds = encode(model, comparisons, options)
         with torch.inference_mode(), torch.autocast("cpu", enabled=False):
             cosines = _cosines(comparisons, *embeds)
         logits = (cosines * model.scale + model.bias).numpy()
+    elif isinstance(model, BlindModel):
+        # Whatever the picture; where pictures are compared, all of them tie.
+        logits = likelihoods(model, comparisons, options)[comparisons.pairs[:, 1]]
+    elif (comparisons.directions == DIRECTIONS.index(TEXT_TO_TEXT)).any():
+        raise ValueError(
+            "Expected a model that embeds captions for text_only, got one that scores an image and "
+            "a caption together. Use a dual encoder."
+        )
     else:
         logits = match_pairs(model, comparisons, options)
     wrong = np.flatnonzero(~np.isfinite(logits))
@@ -129,8 +141,8 @@ def _cosines(
     """Look up every candidate's unit vectors and multiply them in float32; (M,)."""
     cosines = torch.empty(len(comparisons.candidates))
     for direction, block, places in comparisons.blocks():
-        sides = image_embeds, text_embeds
-        anchors, candidates = sides if direction == IMAGE_TO_TEXT else sides[::-1]
+        anchors = image_embeds if direction == IMAGE_TO_TEXT else text_embeds
+        candidates = image_embeds if direction == TEXT_TO_IMAGE else text_embeds
         cosines[torch.from_numpy(places)] = torch.einsum(
             "nd,nkd->nk",
             anchors[comparisons.anchors[block]],

@@ -20,12 +20,13 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from hard_positives.machine import Options, Plan, is_main_process, processes
-from hard_positives.models.loading import Encoder, Matcher
+from hard_positives.models.loading import Model
 from hard_positives.scoring.cache import EmbeddingCache, cache_root
+from hard_positives.suite.comparisons import Comparisons
 from hard_positives_dataset.folders import write_whole
 
 
-def open_cache(model: Encoder | Matcher, options: Options) -> "Cache":
+def open_cache(model: Model, options: Options) -> "Cache":
     """Open the cache of a model; one that keeps nothing where that is asked for, or must be."""
     if not options.cache:
         return Cache(None)
@@ -52,7 +53,7 @@ class Cache:
         self.has_grown = False
 
     def find(self, digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Look up inputs, see :meth:`EmbeddingCache.find`."""
+        """Look up inputs, see `EmbeddingCache.find`."""
         none = np.zeros(len(digests), bool), np.empty((0, 0), np.float32)
         return self._try(lambda cache: cache.find(digests)) or none
 
@@ -158,10 +159,21 @@ def cut(order: Sequence[int], size: int) -> list[np.ndarray]:
 def share_out(name: str, digests: Sequence[str], chunks: Sequence[np.ndarray]) -> Share:
     """Take every n-th of all chunks, for n processes."""
     state = processes()
-    keys = np.frombuffer(bytes.fromhex("".join(digests)), np.uint8).reshape(len(digests), -1)
+    keys = np.frombuffer(bytes.fromhex("".join(digests)), np.uint8)
+    keys = keys.reshape(len(digests), -1 if digests else 32)
     none, known = np.empty((len(digests), 0), np.float32), np.zeros(len(digests), bool)
     mine = list(chunks[state.process_index :: state.num_processes])
     return Share(name, keys, mine, none, known)
+
+
+def share_captions(comparisons: Comparisons, size: int) -> Share:
+    """Share out all distinct captions in chunks of so many, those of like length side by side.
+
+    Sorted, so that chunks depend neither on the order of rows nor on where a killed run stopped.
+    """
+    captions = comparisons.captions
+    by_length = sorted(range(len(captions)), key=lambda at: (len(captions[at]), captions[at]))
+    return share_out("captions", comparisons.caption_digests, cut(by_length, size))
 
 
 def look_up(cache: Cache, *shares: Share) -> None:

@@ -3,6 +3,7 @@
     an image and captions            -> the image among the captions
     a caption and images             -> the caption among the images
     pairs of an image and a caption  -> each image among all captions, each caption among all images
+    true and false captions alone    -> each true one among the others
 
 `Columns` says what the columns of a dataset are. Each distinct image and caption is found here
 once, whatever the number of rows: the benchmark's 27,443 rows of REPLACE hold 8,041 distinct images
@@ -20,134 +21,10 @@ import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, Image, List, concatenate_datasets
 
+from hard_positives.suite.columns import DIRECTIONS, Columns
 from hard_positives.suite.rows import column_values, picture_digests
 
-CAPTION_COLUMNS = ("caption", "hard_positive", "hard_negative")
-IMAGE_TO_TEXT, TEXT_TO_IMAGE = DIRECTIONS = ("image_to_text", "text_to_image")
 _BLOCK = 4096  # comparisons that are looked up at once
-
-
-@dataclass(frozen=True)
-class Columns:
-    """What the columns of a dataset are. Left out, they are the columns of the benchmark.
-
-    One of these makes a comparison of a row; a column may hold one text or picture, or a list of
-    them, whose length may differ from row to row:
-
-    * `positives` and `negatives`: captions that are true and false of `image`; or, where `caption`
-      is given, images that it is true and false of. The first positive is the original.
-    * `candidates` and `label`: a column of lists, and a column that tells the right one: its place
-      in the list from 0, or itself, or a list of 1 and 0 for each.
-    * `pairs`: two or more pairs of an image column and a caption column. Each image is compared
-      with all captions of its row, and each caption with all images: a set of comparisons.
-
-    Attributes:
-        image: The image that captions are compared for.
-        caption: The caption that images are compared for, in the place of `image`.
-        positives: Columns of what is true, the original first.
-        negatives: Columns of what is false.
-        candidates: A column of lists of what is true or false.
-        label: Which of `candidates` is true.
-        pairs: Pairs (image column, caption column).
-        category: Rows with the same value are reported together; `category` if there is one.
-        cluster: Rows with the same value are not counted as independent; if left out `image_id` if
-            there is one, else the (first) picture of a row.
-        crop: A box (left, top, width, height) in pixels that is cut out of `image`.
-
-    Examples:
-        >>> Columns(positives=["caption"], negatives=["negative_caption"]).needed
-        ['image', 'caption', 'negative_caption']
-        >>> Columns(pairs=[("image_0", "caption_0"), ("image_1", "caption_1")]).needed
-        ['image_0', 'caption_0', 'image_1', 'caption_1']
-    """
-
-    image: str = "image"
-    caption: str | None = None
-    positives: Sequence[str] = ()
-    negatives: Sequence[str] = ()
-    candidates: str | None = None
-    label: str | None = None
-    pairs: Sequence[tuple[str, str]] = ()
-    category: str | None = None
-    cluster: str | None = None
-    crop: str | None = None
-
-    def __post_init__(self) -> None:
-        if not (self.positives or self.negatives or self.candidates or self.pairs):
-            if self.caption is not None or self.label is not None:
-                raise ValueError(
-                    "Expected positives and negatives, candidates or pairs to be given with "
-                    "caption or label, got none of them. Name the columns."
-                )
-            object.__setattr__(self, "positives", CAPTION_COLUMNS[:2])
-            object.__setattr__(self, "negatives", CAPTION_COLUMNS[2:])
-        for name in ("positives", "negatives"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
-        object.__setattr__(self, "pairs", tuple(map(tuple, self.pairs)))
-        self._check()
-
-    def _check(self) -> None:
-        kinds = {
-            "positives and negatives": self.positives or self.negatives,
-            "candidates": self.candidates,
-            "pairs": self.pairs,
-        }
-        given = [name for name, value in kinds.items() if value]
-        if len(given) > 1:
-            raise ValueError(
-                f"Expected one of {', '.join(kinds)} to be given, got {' and '.join(given)}. Leave "
-                "out all but one."
-            )
-        if bool(self.positives) != bool(self.negatives):
-            raise ValueError(
-                "Expected positives and negatives to be given together, got "
-                f"{given and (self.positives or self.negatives)} alone. Name both."
-            )
-        if bool(self.candidates) != bool(self.label):
-            raise ValueError(
-                f"Expected candidates and label to be given together, got {self.candidates!r} and "
-                f"{self.label!r}. Name both."
-            )
-        if self.pairs and (len(self.pairs) < 2 or any(len(pair) != 2 for pair in self.pairs)):
-            raise ValueError(
-                "Expected pairs to be two or more pairs of an image column and a caption column, "
-                f"got {list(self.pairs)}. Name all pairs of a row."
-            )
-        if self.crop is not None and (self.pairs or self.caption is not None):
-            raise ValueError(
-                "Expected crop to be given with one image that captions are compared for, got "
-                f"{'pairs' if self.pairs else 'caption'}. Crop the pictures of the dataset."
-            )
-
-    @property
-    def compared(self) -> list[str]:
-        """The columns of what is true or false."""
-        return [*self.positives, *self.negatives, *([self.candidates] if self.candidates else [])]
-
-    @property
-    def needed(self) -> list[str]:
-        """All columns that a dataset must have."""
-        if self.pairs:
-            columns = list(chain(*self.pairs))
-        else:
-            columns = [self.caption or self.image, *self.compared]
-        optional = (self.label, self.crop, self.category, self.cluster)
-        return list(dict.fromkeys([*columns, *filter(None, optional)]))
-
-    @property
-    def image_columns(self) -> list[str]:
-        """The columns that hold pictures."""
-        if self.pairs:
-            return [image for image, _ in self.pairs]
-        return [self.image] if self.caption is None else self.compared
-
-    @property
-    def text_columns(self) -> list[str]:
-        """The columns that hold texts."""
-        if self.pairs:
-            return [caption for _, caption in self.pairs]
-        return self.compared if self.caption is None else [self.caption]
 
 
 @dataclass(frozen=True)
@@ -193,7 +70,7 @@ class Comparisons:
         pictures: The distinct pictures.
         captions: The distinct captions.
         directions: (N,) of `DIRECTIONS`, by their numbers: 0, the anchor is a picture and the
-            candidates are captions; 1, the other way round.
+            candidates are captions; 1, the other way round; 2, both are captions.
         anchors: (N,) places in `pictures` or `captions`.
         candidates: (M,) places in `captions` or `pictures`, those of a comparison side by side.
         offsets: (N + 1,) where the candidates of each comparison begin and end.
@@ -227,7 +104,7 @@ class Comparisons:
 
     @cached_property
     def pairs(self) -> np.ndarray:
-        """(M, 2) the picture and the caption of every candidate."""
+        """(M, 2) the picture and the caption of every candidate, or the two captions."""
         lengths = np.diff(self.offsets)
         pairs = np.stack([np.repeat(self.anchors, lengths), self.candidates], axis=1)
         turned = np.repeat(self.directions, lengths) == 1
@@ -257,6 +134,8 @@ class Comparisons:
 
     def digests_of(self, comparison: int) -> list[str]:
         """Tell the pictures of a comparison by their digests: the anchor, or all candidates."""
+        if self.directions[comparison] == 2:
+            return []
         picture_places = self.pairs[self.offsets[comparison] : self.offsets[comparison + 1], 0]
         places = picture_places[:1] if self.directions[comparison] == 0 else picture_places
         return [self.pictures.digests[place] for place in places]
@@ -291,7 +170,9 @@ def read_comparisons(
     names = list(dict.fromkeys(filter(None, names)))
     together = concatenate_datasets([split.select_columns(names) for split in splits])
     reader = _Reader(together, columns)
-    if columns.pairs:
+    if columns.text_only:
+        reader.read_texts()
+    elif columns.pairs:
         reader.read_pairs()
     else:
         reader.read_rows()
@@ -353,12 +234,11 @@ class _Reader:
             else self._pictures_in(columns.image, self._boxes())
         )
         _refuse_lists(anchors, columns.caption or columns.image)
+        of_column = [read(name) for name in columns.compared]
+        candidates = [list(chain(*cells)) for cells in zip(*of_column, strict=True)]
         if columns.candidates:
-            candidates = read(columns.candidates)
             labels = self._labels(candidates)
         else:
-            of_column = [read(name) for name in columns.compared]
-            candidates = [list(chain(*cells)) for cells in zip(*of_column, strict=True)]
             is_true = [name in columns.positives for name in columns.compared]
             labels = [
                 [true for true, cell in zip(is_true, cells, strict=True) for _ in cell]
@@ -369,6 +249,28 @@ class _Reader:
         self.candidates, self.labels = candidates, labels
         self.directions = [int(to_images)] * len(self.rows)
         self.numbers, self.names = list(range(len(self.rows))), [""] * len(self.rows)
+
+    def read_texts(self) -> None:
+        """Make of each row a comparison for each of its true captions."""
+        columns = self.columns
+        true, false = (
+            [list(chain(*cells)) for cells in zip(*map(self._texts_in, names), strict=True)]
+            for names in (columns.positives, columns.negatives)
+        )
+        for row, (positives, negatives) in enumerate(zip(true, false, strict=True)):
+            if len(positives) < 2 or not negatives:
+                raise ValueError(
+                    "Expected every row to have two true captions and a false one for text_only, "
+                    f"got {len(positives)} and {len(negatives)} in row {row}. Leave out such rows."
+                )
+            for place, anchor in enumerate(positives):
+                others = positives[:place] + positives[place + 1 :]
+                self.anchors.append(anchor)
+                self.candidates.append(others + negatives)
+                self.labels.append([True] * len(others) + [False] * len(negatives))
+                self.directions.append(2)
+                self.numbers.append(row)
+                self.names.append(str(place))
 
     def read_pairs(self) -> None:
         """Make of each row a comparison for each image and for each caption."""
@@ -437,7 +339,7 @@ class _Reader:
         name = self.columns.crop
         if name is None:
             return None
-        values = column_values(self.rows, name)
+        values = list(map(as_box, column_values(self.rows, name)))
         for row, box in enumerate(values):
             numbers = isinstance(box, list) and all(isinstance(n, (int, float)) for n in box)
             if not (numbers and len(box) == 4 and min(box[:2]) >= 0 and min(box[2:]) >= 1):
@@ -452,14 +354,18 @@ class _Reader:
         name, feature = self.columns.label, self.rows.features[self.columns.label]
         values = column_values(self.rows, name)
         if isinstance(feature, ClassLabel):
-            values = [int(value) for value in values]
+            # Either the names are the candidates themselves, or the numbers are places.
+            names = [None if value is None else feature.names[value] for value in values]
+            rows = zip(names, candidates, strict=True)
+            if all(self._is_true(name, places) is not None for name, places in rows):
+                values = names
         labels = []
         for row, (value, places) in enumerate(zip(values, candidates, strict=True)):
             of_row = self._is_true(value, places)
             if of_row is None:
                 raise ValueError(
                     f"Expected the column {name!r} to hold the place of the right one among the "
-                    f"{len(places)} of {self.columns.candidates!r} from 0, itself, or "
+                    f"{len(places)} of {list(self.columns.candidates)} from 0, itself, or "
                     f"{len(places)} of 1 and 0, got {value!r} in row {row}. Repair or remove the "
                     "row."
                 )
@@ -471,7 +377,8 @@ class _Reader:
             return [bool(true) for true in value]
         if type(value) is str and self.columns.caption is None:
             wanted = self.captions.get(value)
-            return [place == wanted for place in places] if wanted in places else None
+            # Of a caption that is there twice, as flawed rows have it, one is false: a tie.
+            value = list(places).index(wanted) if wanted in places else None
         if type(value) is int and 0 <= value < len(places):
             return [place == value for place in range(len(places))]
         return None
@@ -500,6 +407,13 @@ def picture_cells(rows: Dataset, name: str) -> tuple[Dataset, np.ndarray]:
     table = pa.table({"image": lists.flatten()})
     cells = Dataset(table).cast_column("image", Image(decode=False))
     return cells, np.concatenate([[0], np.cumsum(lengths)])
+
+
+def as_box(value: Any) -> Any:
+    """Return left, top, width and height of a cell as a list; what is no box, as it is."""
+    if isinstance(value, Mapping) and set(value) == {"x", "y", "w", "h"}:
+        return [value[key] for key in ("x", "y", "w", "h")]
+    return value
 
 
 def _as_lists(values: Iterable[Any]) -> list[list]:

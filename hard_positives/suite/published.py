@@ -9,7 +9,7 @@ from collections import defaultdict
 import pyarrow as pa
 import pyarrow.compute
 
-from hard_positives.suite.comparisons import CAPTION_COLUMNS
+from hard_positives.suite.columns import CAPTION_COLUMNS
 from hard_positives_dataset.content import ContentHash
 
 HUMANS = {"original_accuracy": "97", "augmented_accuracy": "97", "brittleness": "0", "drop": "0"}
@@ -51,7 +51,7 @@ def caption_hashes(scores: pa.Table) -> dict[str, str | None]:
     """Hash the captions of every category, in the order of the ids.
 
     Args:
-        scores: As in :class:`hard_positives.EvaluationResult`.
+        scores: As in `hard_positives.EvaluationResult`.
 
     Returns:
         Category -> SHA-256 of its rows' captions, hard positives and hard negatives. None where
@@ -73,6 +73,18 @@ def caption_hashes(scores: pa.Table) -> dict[str, str | None]:
         category: None if category in others else content.hexdigest()
         for category, content in hashes.items()
     }
+
+
+def has_published(scores: pa.Table) -> bool:
+    """Whether rows of REPLACE with the published captions are among them, which humans judged.
+
+    Examples:
+        >>> triple = {"captions": [["a", "b", "c"]], "labels": [[True, True, False]]}
+        >>> has_published(pa.table({"id": ["1"], "category": ["relation"], **triple}))
+        False
+    """
+    hashes = caption_hashes(scores) if are_triples(scores) else {}
+    return any(CAPTION_HASHES.get(category) == found for category, found in hashes.items())
 
 
 def describe_rows(scores: pa.Table) -> str:

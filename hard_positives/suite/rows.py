@@ -46,6 +46,7 @@ def about_rows(
     image_digests: Sequence[str],
     category: str | None = None,
     cluster: str | None = None,
+    together: str | None = None,
 ) -> dict[str, list[str] | list[list[str]]]:
     """Bring into one form what is known of rows beside images and captions.
 
@@ -58,10 +59,11 @@ def about_rows(
         split: Its name.
         image_digests: What to know each row's image by.
         category: The column of categories, if it has another name.
-        cluster: The column of what belongs together, if it is another than `image_id`.
+        cluster: The column of what is not independent, if it is another than `image_id`.
+        together: The column of sets, if there are any.
 
     Returns:
-        `id`, `category`, `substitution`, `cluster` and `flaws`, one entry for each row.
+        `id`, `category`, `substitution`, `cluster`, `set` and `flaws`, one entry for each row.
 
     Raises:
         TypeError: A column is of a wrong type.
@@ -72,10 +74,12 @@ def about_rows(
         "category": [split] * len(rows),
         "substitution": [""] * len(rows),
         "cluster": list(image_digests),
+        "set": [None] * len(rows),
         "flaws": [[] for _ in range(len(rows))],
     }
     columns = {name: name for name in about}
-    columns |= {"category": category or "category", "cluster": cluster or "image_id"}
+    columns |= {"category": category or "category", "cluster": cluster or together or "image_id"}
+    columns["set"] = together or ""  # a column `set` of others may be anything
     for name, column in columns.items():
         if column in rows.column_names:
             about[name] = _flaws(rows) if name == "flaws" else _texts(rows, column, split)
@@ -195,7 +199,7 @@ def decode_image(cell: dict[str, Any] | None, row: int) -> PILImage.Image:
 
 
 def open_image(index: "Comparisons", place: int) -> PILImage.Image:
-    """Decode a distinct picture, and cut out its box; see :func:`decode_image`.
+    """Decode a distinct picture, and cut out its box; see `decode_image`.
 
     Raises:
         ValueError: Also where a file has changed since it was indexed: its embedding would be kept

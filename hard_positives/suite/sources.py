@@ -28,10 +28,10 @@ from huggingface_hub import constants, metadata_load, try_to_load_from_cache
 from huggingface_hub.file_download import repo_folder_name
 
 import hard_positives_dataset
+from hard_positives.names import EMBEDDED_DATASET
+from hard_positives.suite.benchmarks import check_dataset_name
 from hard_positives.suite.rows import regular_file
 from hard_positives_dataset.content import content_of
-
-EMBEDDED_DATASET = "shapes"
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,21 @@ class Source:
 
     Attributes:
         splits: Split -> rows, in the order asked for.
-        commit: The dataset's commit on the Hub; None elsewhere.
+        commit: The dataset's commit on the Hub; None elsewhere, or where there are several.
         content_sha256: Split -> the hash of its rows that the dataset's card states, if any.
+        commits: Split -> commit, where splits are of several datasets on the Hub.
     """
 
     splits: dict[str, Dataset]
     commit: str | None = None
     content_sha256: dict[str, str] = field(default_factory=dict)
+    commits: dict[str, str] = field(default_factory=dict)
 
 
 def load_splits(
     dataset: str | Path | Dataset | DatasetDict, splits: Sequence[str] | None = None
 ) -> dict[str, Dataset]:
-    """Bring a dataset into the form split -> rows; :func:`load_source` without the rest."""
+    """Bring a dataset into the form split -> rows; `load_source` without the rest."""
     return load_source(dataset, splits).splits
 
 
@@ -60,6 +62,7 @@ def load_source(
     dataset: str | Path | Dataset | DatasetDict,
     splits: Sequence[str] | None = None,
     revision: str | None = None,
+    config: str | None = None,
 ) -> Source:
     """Load what a folder or Hub id stands for, or take what is loaded already.
 
@@ -68,9 +71,10 @@ def load_source(
     that the caller has made may name any regular file.
 
     Args:
-        dataset: As for :func:`hard_positives.evaluate`.
+        dataset: As for `hard_positives.evaluate`.
         splits: Which splits, in this order; all if left out.
         revision: Branch, tag or commit where ``dataset`` is a Hub id.
+        config: Which of the configs that a folder or Hub id has.
 
     Raises:
         TypeError: ``dataset`` is of another kind.
@@ -88,16 +92,18 @@ def load_source(
         )
     if not isinstance(dataset, (str, Path)):
         return Source(_choose_splits(dataset, splits))
-    if not on_the_hub:
+    if on_the_hub:
+        check_dataset_name(dataset)
+    else:
         _check_folder_name(Path(dataset))
     with _explained(str(dataset)) as files:
         # What load_dataset does; the builder alone knows the commit.
-        builder = load_dataset_builder(str(dataset), revision=revision)
+        builder = load_dataset_builder(str(dataset), config, revision=revision)
         if not on_the_hub:
             files += _local_files(builder)
             # The copy of a folder with a card would stay in use when its files have changed.
             config_id = f"{builder.config.name}-{_state_of(files)}"
-            builder = load_dataset_builder(str(dataset), config_id=config_id)
+            builder = load_dataset_builder(str(dataset), config, config_id=config_id)
         if revision is not None:
             _check_revision(builder, str(dataset), revision)
         builder.download_and_prepare()
@@ -178,6 +184,11 @@ def _explained(dataset: str) -> Iterator[list[str]]:
             raise type(cause)(
                 f"Expected room in {_datasets_cache()} for a copy of {dataset}, got: "
                 f"{cause.strerror}. Make room, or set HF_DATASETS_CACHE to another folder."
+            ) from error
+        if isinstance(error, FileNotFoundError) and os.path.isdir(dataset):
+            raise FileNotFoundError(
+                f"Expected {dataset} to hold data files, such as Parquet, got none that datasets "
+                "reads. Give the folder that they lie in."
             ) from error
         known = (ValueError, TypeError, OSError, ImportError)
         if isinstance(error, known) and not isinstance(error, (pa.ArrowException, UnicodeError)):

@@ -41,6 +41,7 @@ from hard_positives_dataset.content import ContentHash, content_of
 from hard_positives_dataset.flaws import DOUBTS, FLAWS, count_doubts, doubts_of, text_flaws
 from hard_positives_dataset.folders import read_regular_file
 from hard_positives_dataset.images import MAX_IMAGE_BYTES, open_image_bytes
+from hard_positives_dataset.shapes import generate_rows
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("HARD_POSITIVES_DATA", ROOT.parent / "shared" / "data")) / "replace"
@@ -1235,6 +1236,17 @@ def test_the_rendered_world_comes_from_the_same_builder():
     assert len(rows) == 6
     assert set(rows[0]) == set(builder.info.features)
     assert rows[0]["image"].mode == "RGB"
+
+
+def test_a_world_with_habits_comes_from_the_same_builder_and_has_a_cache_of_its_own():
+    worlds = [
+        HardPositives(config_name="shapes", splits=["swap"], num_rows=40, usual=usual)
+        for usual in (0.0, 0.5)
+    ]
+    captions = [[row["caption"] for row in w.as_streaming_dataset()["swap"]] for w in worlds]
+    assert captions[1] == [row["caption"] for row in generate_rows("swap", 40, usual=0.5)]
+    assert captions[0] != captions[1]
+    assert worlds[0].config_id != worlds[1].config_id
 
 
 def test_a_training_split_without_a_size_is_an_error():

@@ -1,5 +1,6 @@
 """The rendered world is true to its captions, and the tiny CLIP that comes along can see it."""
 
+import hashlib
 import io
 import itertools
 from collections import Counter
@@ -14,6 +15,7 @@ from transformers import AutoProcessor, AutoTokenizer, CLIPModel
 from hard_positives_dataset import shapes
 
 MODEL = Path(__file__).parents[2] / "hard_positives" / "shapes_clip"
+USUAL = 0.5
 TEXTS = ("caption", "hard_positive", "hard_negative")
 COLUMNS = {"id", "image", *TEXTS, "category", "substitution", "image_id", "bbox", "flaws"}
 
@@ -27,9 +29,17 @@ def rows() -> dict[str, list[dict]]:
     }
 
 
-def scene_of(row: dict) -> shapes.Scene:
+@pytest.fixture(scope="module")
+def usual_rows() -> dict[str, list[dict]]:
+    return {
+        split: list(shapes.generate_rows(split, 1200, usual=USUAL))
+        for split in shapes.SPLIT_CATEGORIES
+    }
+
+
+def scene_of(row: dict, usual: float = 0.0) -> shapes.Scene:
     split, index = row["image_id"].split("-")
-    return shapes.make_scene(split, int(index))
+    return shapes.make_scene(split, int(index), usual=usual)
 
 
 @pytest.mark.parametrize("split", shapes.SPLIT_CATEGORIES)
@@ -40,6 +50,49 @@ def test_every_positive_is_true_and_every_negative_is_false(rows, split):
         for row in family:
             answers = [shapes.truth(scene, row[text]) for text in TEXTS]
             assert answers == [True, True, False], row
+
+
+@pytest.mark.parametrize("split", shapes.SPLIT_CATEGORIES)
+def test_captions_are_as_true_and_false_in_a_world_with_habits(usual_rows, split):
+    for row in usual_rows[split]:
+        scene = scene_of(row, USUAL)
+        assert [shapes.truth(scene, row[text]) for text in TEXTS] == [True, True, False], row
+
+
+@pytest.mark.parametrize("kind", shapes.ATTRIBUTES)
+@pytest.mark.parametrize("usual", [0.3, 0.7])
+def test_the_share_of_usual_things_is_as_set(kind, usual):
+    things = [
+        thing
+        for index in range(0, 4000, shapes.FAMILY_SIZE)
+        for thing in shapes.make_scene("train", index, usual=usual).things
+    ]
+    share = np.mean([getattr(t, kind) == shapes.USUAL_TRAITS[t.shape][kind] for t in things])
+
+    assert share == pytest.approx(usual + (1 - usual) / len(shapes.ATTRIBUTES[kind]), abs=0.06)
+
+
+def test_shapes_mostly_stand_where_they_usually_do(usual_rows):
+    def share(text: str) -> float:
+        found = []
+        for row in usual_rows["replace"]:
+            if row["category"] == "relation":
+                first, second = (w for w in row[text].split() if w in shapes.SHAPES)
+                relation = next(r for r in shapes.RELATIONS if f" {r} " in row[text])
+                found.append(shapes.usual_place(first, second, relation) == relation)
+        return np.mean(found)
+
+    assert share("caption") > USUAL
+    assert share("hard_negative") < (1 - USUAL) / 2
+
+
+def test_the_published_world_has_no_habits(rows):
+    texts = [(row["id"], *(row[text] for text in TEXTS)) for row in rows["train"][:600]]
+
+    assert list(shapes.generate_rows("swap", 40, usual=0.0)) == rows["swap"][:40]
+    assert hashlib.sha256(repr(texts).encode()).hexdigest() == (
+        "ba4846505af54f7b05e40563e047aee56f2feb0d2b66ab98596a512d7102bfec"
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,23 +239,36 @@ def test_every_second_family_is_of_the_same_objects_and_the_others_are_dealt_out
     assert len(set(itertools.chain(*families))) == 400
 
 
-@pytest.mark.parametrize("category", ["attribute", "relation", "swap"])
-def test_words_alone_do_not_tell_which_caption_is_false(rows, category):
-    """The best guess from how often a word stands in captions and in hard negatives."""
+def guessed_from_text(rows: dict[str, list[dict]], category: str, width: int) -> float:
+    """The best guess from how often words stand together in captions and in hard negatives."""
     chosen = [r for r in (*rows["replace"], *rows["swap"]) if r["category"] == category]
     learned, judged = chosen[::2], chosen[1::2]
+
+    def grams(text: str) -> list[tuple[str, ...]]:
+        return list(itertools.combinations(text.split(), width))
+
     true, false = (
-        Counter(word for row in learned for word in row[text].split())
+        Counter(gram for row in learned for gram in grams(row[text]))
         for text in ("caption", "hard_negative")
     )
 
     def score(row: dict, text: str) -> float:
-        return sum(np.log((true[w] + 1) / (false[w] + 1)) for w in row[text].split())
+        return sum(np.log((true[gram] + 1) / (false[gram] + 1)) for gram in grams(row[text]))
 
     right = [
         (np.sign(score(row, "caption") - score(row, "hard_negative")) + 1) / 2 for row in judged
     ]
-    assert 0.42 < np.mean(right) < 0.58
+    return float(np.mean(right))
+
+
+@pytest.mark.parametrize("category", ["attribute", "relation", "swap"])
+def test_words_alone_do_not_tell_which_caption_is_false(rows, category):
+    assert 0.42 < guessed_from_text(rows, category, 1) < 0.58
+
+
+@pytest.mark.parametrize("category", ["attribute", "relation", "swap"])
+def test_text_alone_often_tells_it_in_a_world_with_habits(usual_rows, category):
+    assert 0.65 < guessed_from_text(usual_rows, category, 2) < 0.95
 
 
 def test_unknown_splits_and_endless_training_rows_are_errors():
@@ -210,6 +276,13 @@ def test_unknown_splits_and_endless_training_rows_are_errors():
         shapes.generate_rows("validation")
     with pytest.raises(ValueError, match="Expected num_rows for train"):
         shapes.generate_rows("train")
+
+
+def test_a_share_of_usual_things_beyond_all_is_an_error():
+    for usual in (-0.1, 1.01, float("nan")):
+        with pytest.raises(ValueError, match="Expected usual to be between 0 and 1"):
+            shapes.generate_rows("swap", usual=usual)
+    assert list(shapes.generate_rows("swap", 1, usual=1))
 
 
 @pytest.fixture(scope="module")

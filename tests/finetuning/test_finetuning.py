@@ -50,7 +50,7 @@ from hard_positives.finetuning.rows import (
     identify_content,
 )
 from hard_positives.finetuning.trainer import ContrastiveTrainer
-from hard_positives.suite.comparisons import CAPTION_COLUMNS
+from hard_positives.suite.columns import CAPTION_COLUMNS
 from hard_positives_dataset.folders import lock_for
 from hard_positives_dataset.shapes import generate_rows
 
@@ -1077,7 +1077,7 @@ def test_a_run_of_two_processes_ends_where_one_of_one_ends(tiny_clip, training_f
 
 
 def test_the_command_says_what_is_wrong_in_a_sentence(training_folder, tmp_path):
-    arguments = ["finetune", "no/such", "--data", str(training_folder)]
+    arguments = ["finetune", "shapes_clip", "--data", str(training_folder)]
     arguments += ["--output", str(tmp_path / "out")]
     wrong = CliRunner().invoke(app, [*arguments, "--hard-negative-share", "2"])
     assert wrong.exit_code == 1

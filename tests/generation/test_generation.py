@@ -32,7 +32,9 @@ from hard_positives.generation.grammar import analyse
 from hard_positives.generation.language_model import PROMPTS, checked
 from hard_positives.generation.rules import LEXICON, slots, substitute
 from hard_positives.generation.run import TASKS, Edit, changed_words, edit_rows, flaw_of
+from hard_positives_dataset import parquet
 from hard_positives_dataset.annotations import read_annotation_dir, read_triples
+from hard_positives_dataset.content import content_of
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and FIFOs are otherwise there")
 REPLACE_POSITIVE, REPLACE_NEGATIVE, SWAP_POSITIVE, SWAP_NEGATIVE = TASKS
@@ -66,8 +68,8 @@ def negatives(caption: str) -> set[str]:
 @pytest.mark.parametrize(
     ("caption", "expected"),
     [
-        ("a white dog", "an ivory dog"),
-        ("An old car.", "An aged car."),
+        ("a huge dog", "an enormous dog"),
+        ("An old man.", "An elderly man."),
         ("man WEARING blue jeans", "man DRESSED IN blue jeans"),
         ("The woman is on the sofa", "The lady is on the sofa"),
         ("three ladies", "three women"),
@@ -212,6 +214,26 @@ def test_one_word_carries_both_edits_where_one_word_allows_both():
             assert pairs[0][0][-1] == pairs[1][0][-1], edits
 
 
+def test_the_first_candidate_is_the_edit_and_none_comes_twice():
+    for caption in CAPTIONS:
+        for task in TASKS:
+            edits = Rules().candidates(caption, task)
+            assert Rules().edit(caption, task) == (edits or [Edit(reason="no_rule_applies")])[0]
+            assert all(edit.caption and not edit.reason for edit in edits)
+            forms = [tuple(edit.caption.lower().split()) for edit in edits]
+            assert len({*forms, tuple(caption.lower().split())}) == len(edits) + 1
+
+
+def test_candidates_are_all_offers_of_all_places():
+    caption = CAPTIONS[0]
+    for task, offered in ((REPLACE_POSITIVE, positives), (REPLACE_NEGATIVE, negatives)):
+        edits = [edit.caption for edit in Rules().candidates(caption, task)]
+        assert set(edits) == offered(caption) and len(edits) > 2
+    swaps = Rules().candidates("A red car, a blue bus and a white truck", SWAP_NEGATIVE)
+    assert len(swaps) == 3
+    assert Rules().candidates("qwerty", SWAP_NEGATIVE) == []
+
+
 def test_edits_depend_on_the_seed_and_the_caption_alone():
     def edits(captions, seed):
         return {
@@ -241,12 +263,11 @@ def test_the_tagger_knows_the_nouns_it_cannot_place():
 
 
 @needs_data
-def test_three_of_four_published_attributes_come_out_the_same():
-    triples = read_triples(read_annotation_dir(DATA / "replace", ("replace",)), "replace")[:3000]
-    assert {triple.category for triple in triples} == {"attribute"}
-    edits = Rules().edit_batch([triple.caption for triple in triples], REPLACE_POSITIVE)
-    pairs = zip(triples, edits, strict=True)
-    assert sum(t.hard_positive == e.caption for t, e in pairs) > 0.75 * len(triples)
+def test_no_published_hard_positive_is_offered_as_a_hard_negative():
+    triples = read_triples(read_annotation_dir(DATA / "replace", ("replace",)), "replace")[::10]
+    offered = [negatives(triple.caption) for triple in triples]
+    assert sum(map(bool, offered)) > 0.8 * len(triples)
+    assert not [t for t, others in zip(triples, offered, strict=True) if t.hard_positive in others]
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -808,6 +829,41 @@ def test_a_part_that_is_cut_exchanged_or_of_another_run_is_made_again(tmp_path):
     assert resumed(tmp_path / "foreign") == whole
 
 
+class Cutting(InChunksOfTen):
+    """Cuts in the third chunk what the first two have left on the disk."""
+
+    def edit_batch(self, captions, task):
+        for part in Path.cwd().glob(".train.parts/part-*") if captions[0].endswith(" 20") else ():
+            part.write_bytes(part.read_bytes()[:99])
+        return super().edit_batch(captions, task)
+
+
+def test_the_set_is_written_while_captions_are_edited_and_no_part_is_read_back(
+    tmp_path, monkeypatch
+):
+    whole = resumed(tmp_path / "whole")
+    monkeypatch.chdir(tmp_path)
+    generate(source_of(NUMBERED), tmp_path / "train", Cutting(), workers=1, progress=False)
+    assert contents(tmp_path / "train") == whole
+
+
+def test_a_set_of_texts_alone_states_its_content_and_counts_its_captions(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "GROUP_ROWS", 7)
+    captions = ["a red car and a dog", "a red car and a cat", "a red car and a dog"]
+    folder = generate(
+        source_of(captions * 9), tmp_path / "train", Rules(), workers=1, progress=False
+    )
+    rows = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+    card = (folder / "README.md").read_text()
+    assert f"train: {content_of(rows)}" in card
+    columns = [rows[name] for name in ("caption", "hard_positive", "hard_negative")]
+    distinct = {text for column in columns for text in column if text is not None}
+    [counts] = [line for line in card.splitlines() if line.startswith("| `train`")]
+    assert counts.endswith(f"| 0 | {len(distinct)} | {len(rows)} |")
+    [file] = (folder / "data").iterdir()
+    assert pq.ParquetFile(file).num_row_groups == -(-len(rows) // 7)
+
+
 def test_settings_of_an_unfinished_run_that_cannot_be_read_are_refused(tmp_path):
     stopped_run(tmp_path / "train")
     for damaged in ("", "[]", "[" * 100_000, '{"seed": 0', "\x00"):
@@ -1003,15 +1059,17 @@ def test_a_full_disk_is_one_true_sentence_and_the_same_command_resumes(tmp_path,
     monkeypatch.setattr(Rules, "chunk_size", 10)
     if kind == "texts":
         path, options = tmp_path / "captions.txt", []
-        path.write_text("".join(f"{caption}\n" for caption in NUMBERED))
+        captions = [f"a red car and a dog number {n}" for n in range(400)]
+        path.write_text("".join(f"{caption}\n" for caption in captions))
     else:
-        path, options = coco_file(tmp_path, NUMBERED), ["--images", str(tmp_path)]
+        captions = NUMBERED
+        path, options = coco_file(tmp_path, captions), ["--images", str(tmp_path)]
         for image in tmp_path.glob("*.jpg"):
             PILImage.effect_noise((200, 200), 100).save(image)
     output, parts = tmp_path / "train", tmp_path / ".train.parts"
     command = ["generate", str(path), *options, "--output", str(output), "--workers", "1", "-q"]
     # The first is less than a part takes, the second less than the set.
-    for limit, kept in ((1_000, 0), (11_000, 5)):
+    for limit, kept in ((1_000, 0), (11_000, -(-len(captions) // 10))):
         with files_of_at_most(limit):
             done = CliRunner().invoke(app, command)
         assert done.exit_code == 1
@@ -1023,7 +1081,7 @@ def test_a_full_disk_is_one_true_sentence_and_the_same_command_resumes(tmp_path,
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert not parts.exists()
-    assert len(loaded(output, tmp_path / "cache")) == 2 * len(NUMBERED)
+    assert len(loaded(output, tmp_path / "cache")) == 2 * len(captions)
 
 
 # --- the command ----------------------------------------------------------------------------------

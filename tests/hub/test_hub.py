@@ -464,7 +464,8 @@ def test_the_metric_passes_what_evaluate_asks_of_every_module(monkeypatch):
     module = importlib.import_module(found.module_path)
     metric = evaluate.loading.import_main_class(module.__name__)
     parameters = inspect.signature(metric._compute).parameters
-    assert list(parameters) == ["self", "predictions", "references", "groups", "clusters", "sets"]
+    names = ["self", "predictions", "references", "groups", "clusters", "sets", "headline"]
+    assert list(parameters) == names
     assert all(p.kind != p.VAR_KEYWORD for p in parameters.values())
     documented = evaluate.load(METRIC_NAME).inputs_description
     assert all(f"\n    {name}: " in documented for name in [*parameters][1:])

@@ -1327,3 +1327,19 @@ def test_the_card_names_every_key():
     keys |= {"set_accuracy", "num_sets", "num_sets_correct"}
     endings = {"_standard_error", "_ci_low", "_ci_high", "_half_credit"}
     assert [name for name in keys | endings if f"`{name}`" not in card] == []
+
+
+def test_a_logger_gets_the_figures_alone():
+    metric = evaluate.load(str(FOLDER), keep_in_memory=True)
+    whole = metric.compute(predictions=LOGITS)
+    assert metric.compute(predictions=LOGITS, headline=True) == {
+        name: whole[name] for name in FIGURES
+    }
+    pairs = {"predictions": [[2.0, 1.0], [1.0, 2.0]], "references": [[1, 0], [1, 0]]}
+    of_sets = metric.compute(**pairs, sets=["a", "a"], groups=["x", "y"], headline=True)
+    assert of_sets == {
+        "original_accuracy": 0.5,
+        "augmented_accuracy": 0.5,
+        "tie_rate": 0.0,
+        "set_accuracy": 0.0,
+    }

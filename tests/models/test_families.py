@@ -11,7 +11,7 @@ from conftest import TINY_TOWER
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from hard_positives import score
-from hard_positives.suite.comparisons import CAPTION_COLUMNS
+from hard_positives.suite.columns import CAPTION_COLUMNS
 
 WORDS = 600
 END_READ = {  # tokenizers of the CLIP kind: read at the end token, padded with it

@@ -10,7 +10,8 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoProcessor
+from test_generative import make
+from transformers import AutoModel, AutoProcessor, TorchAoConfig
 from typer.testing import CliRunner
 
 from hard_positives import evaluate, score
@@ -97,6 +98,25 @@ def test_options_of_from_pretrained_are_heeded(tiny_clip, triples):
     assert scorer.model.config._attn_implementation == "eager"
     logits = score(tiny_clip, triples, model_kwargs=eager)
     np.testing.assert_allclose(logits, score(tiny_clip, triples), atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow  # torchao, which .ci/run installs for these, prints lines wherever it is
+def test_a_quantised_model_is_scored_but_not_kept(triples, own_cache, tmp_path):
+    quantisation = pytest.importorskip("torchao.quantization")
+    model, processor = make("llava")
+    model.save_pretrained(tmp_path / "vlm")
+    processor.save_pretrained(tmp_path / "vlm")
+    config = TorchAoConfig(quantisation.Int8WeightOnlyConfig(version=2))
+    options = {"quantization_config": config}
+    loaded = load_model(tmp_path / "vlm", model_kwargs=options).model
+    assert any("Int8" in type(values).__name__ for values in loaded.parameters())
+    rows = triples.select(range(12))
+    whole = score(model, rows, processor=processor, cache=False)
+    with pytest.warns(UserWarning, match="are not kept"):
+        logits = score(tmp_path / "vlm", rows, model_kwargs=options)
+    np.testing.assert_allclose(logits, whole, atol=0.05 * np.abs(whole).max(), rtol=0)
+    assert np.abs(logits - whole).max() > 1e-4
+    assert not own_cache.exists() or not list(own_cache.rglob("*.safetensors"))
 
 
 def test_a_model_over_several_devices_is_scored_and_kept(tiny_clip, triples, own_cache):

@@ -8,12 +8,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from hard_positives import score
+from hard_positives import evaluate, score
 from hard_positives.models.loading import load_model
-from hard_positives.suite.comparisons import CAPTION_COLUMNS
+from hard_positives.suite.columns import CAPTION_COLUMNS
 
 open_clip = pytest.importorskip("open_clip")
+peft = pytest.importorskip("peft")
 
 TEXT = {"context_length": 40, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 VISION = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
@@ -114,6 +116,27 @@ def test_a_checkpoint_and_a_folder_are_loaded_by_name(checkpoint, triples, tmp_p
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     of_folder = score(f"local-dir:{folder}", triples)
     np.testing.assert_allclose(of_folder, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not tell its activation")
+def test_an_adapter_is_put_on(checkpoint, triples, tmp_path):
+    name = f"open_clip:tiny/{checkpoint}"
+    parts = make("tiny")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=4, target_modules=["c_fc", "attn"], init_lora_weights=False)
+    adapted = peft.get_peft_model(parts[0], config).eval()
+    adapted.save_pretrained(tmp_path / "my.lora")
+    expected = own_logits(adapted.get_base_model(), *parts[1:], triples)
+    result = evaluate(name, triples, adapter=tmp_path / "my.lora")
+    np.testing.assert_allclose(result.logits, expected, atol=1e-4, rtol=0)
+    assert "|adapter:my_lora|" in result.signature_line
+    assert np.abs(expected - score(name, triples)).max() > 0.01
+    path = tmp_path / "my.lora" / "adapter_model.safetensors"
+    weights = load_file(path)
+    del weights[sorted(weights)[0]]
+    save_file(weights, path)
+    with pytest.raises(ValueError, match="1 weights that are missing or have no place"):
+        score(name, triples, adapter=tmp_path / "my.lora")
 
 
 def test_a_second_run_encodes_nothing(triples, monkeypatch):

@@ -9,10 +9,12 @@ import pytest
 import torch
 from datasets import Dataset
 from test_generative import make
+from test_loading import random_adapter
+from transformers import AutoModel
 
-from hard_positives import score
+from hard_positives import evaluate, score
 from hard_positives.models.loading import load_model
-from hard_positives.suite.comparisons import CAPTION_COLUMNS
+from hard_positives.suite.columns import CAPTION_COLUMNS
 
 package = pytest.importorskip("sentence_transformers")
 modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
@@ -105,6 +107,25 @@ def test_a_folder_is_loaded_as_what_it_holds(tiny_clip, vlm_folder, triples, tmp
         np.testing.assert_allclose(score(tmp_path / name, rows), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["embedder", "reranker"])
+def test_an_adapter_is_put_on(kind, tiny_clip, vlm_folder, triples, tmp_path):
+    model = clip_embedder(tiny_clip) if kind == "embedder" else reranker(vlm_folder)
+    model.save_pretrained(str(tmp_path / "model"))
+    adapted = random_adapter(model[0].model)
+    adapted.save_pretrained(tmp_path / "lora")
+    expected = score(type(model)(modules=list(model), device="cpu"), triples, cache=False)
+    result = evaluate(tmp_path / "model", triples, adapter=tmp_path / "lora")
+    np.testing.assert_allclose(result.logits, expected, atol=1e-4, rtol=0)
+    assert "|adapter:lora|" in result.signature_line
+    assert np.abs(expected - score(tmp_path / "model", triples)).max() > 1e-3
+    random_adapter(AutoModel.from_pretrained(tiny_clip), layers_to_transform=[0]).save_pretrained(
+        tmp_path / "other"
+    )
+    if kind == "reranker":
+        with pytest.raises(ValueError, match=r"Expected the adapter .*other to fit Llava"):
+            score(tmp_path / "model", triples, adapter=tmp_path / "other")
+
+
 @pytest.mark.slow
 def test_the_command_scores_an_embedder(tiny_clip, tmp_path):
     clip_embedder(tiny_clip).save_pretrained(str(tmp_path / "model"))
@@ -170,6 +191,16 @@ def test_captions_are_not_cut_off(tiny_clip, vlm_folder, triples):
     model = reranker(vlm_folder)
     model.max_seq_length = 80
     with pytest.raises(ValueError, match="Expected captions of at most 80 tokens"):
+        score(model, rows)
+
+
+def test_a_caption_of_few_letters_and_many_tokens_is_not_cut_off(vlm_folder, triples):
+    model = reranker(vlm_folder)
+    plain = triples.select(range(1)).map(lambda row: dict.fromkeys(CAPTION_COLUMNS[:2], "x" * 60))
+    rows = plain.map(lambda row: {"hard_negative": "\u6c34" * 40})  # three bytes, a token each
+    inputs = model.preprocess([("x" * 60, rows[0]["image"].convert("RGB"))])
+    model.max_seq_length = inputs["input_ids"].shape[1] + 5
+    with pytest.raises(ValueError, match="Expected captions of at most"):
         score(model, rows)
 
 

@@ -12,19 +12,22 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import torch
 import uvicorn
 from conftest import ROOT
 from fastapi import FastAPI, Request, Response
 from PIL import Image
+from test_generative import make, without_videos  # noqa: F401  (a fixture for all tests)
 
 from hard_positives import score
-from hard_positives.models.generative import QUESTION
-from hard_positives.suite.comparisons import CAPTION_COLUMNS
+from hard_positives.models.kinds import QUESTION
+from hard_positives.suite.columns import CAPTION_COLUMNS
 
 KEY = "sk-very-secret"
 
@@ -36,10 +39,17 @@ def log_probabilities(image: Image.Image, text: str) -> tuple[float, float]:
     return math.log(yes), math.log(0.6 - yes)
 
 
+def stand_in(image: Image.Image, text: str) -> dict[str, float]:
+    """First tokens and their log-probabilities."""
+    yes, no = log_probabilities(image, text)
+    return {"Yes": yes, "No": no, " Yes": -4.0, "Maybe": -5.0, "The": -6.0}
+
+
 class Server:
     """Answers as vLLM does; counts requests, and how many are there at once."""
 
-    def __init__(self):
+    def __init__(self, first_tokens=stand_in):
+        self.first_tokens = first_tokens
         self.app, self.asked, self.headers = FastAPI(), Counter(), []
         self.at_once = self.most_at_once = 0
         self.faults, self.seen = {}, Counter()
@@ -76,8 +86,7 @@ class Server:
         if fault is not None:
             return fault()
         self.asked[pair] += 1
-        yes, no = log_probabilities(image, text)
-        given = {"Yes": yes, "No": no, " Yes": -4.0, "Maybe": -5.0, "The": -6.0}
+        given = self.first_tokens(image, text)
         tokens = [one for one in given if one not in self.hidden.get(text, ())]
         top = [{"token": one, "logprob": given[one], "bytes": None} for one in tokens]
         top = sorted(top, key=lambda one: -one["logprob"])[: body["top_logprobs"]]
@@ -135,6 +144,45 @@ def test_every_pair_is_asked_once_many_at_a_time_and_kept(server, url, triples):
     assert set(server.asked.values()) == {1}
     score("server:tiny/vlm", triples, base_url=url, question="Is it {}?")
     assert len(server.asked) == 2 * sum(1 for _ in {*server.asked} if "figure" in _[1])
+
+
+class ServedModel:
+    """A whole generative model, as a server runs it: one forward pass a request."""
+
+    def __init__(self, family: str):
+        self.model, self.processor = make(family)
+        self.lock = threading.Lock()
+
+    def __call__(self, image: Image.Image, text: str) -> dict[str, float]:
+        content = [{"type": "image", "image": image}, {"type": "text", "text": text}]
+        inputs = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        with self.lock, torch.no_grad():
+            last = self.model(**inputs).logits[0, -1].log_softmax(-1)
+        words = self.processor.tokenizer.convert_ids_to_tokens(range(len(last)))
+        return dict(zip(words, last.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3-vl"])
+def test_a_served_model_gives_the_logits_that_it_gives_here(family, triples, tmp_path, monkeypatch):
+    monkeypatch.setenv("HARD_POSITIVES_CACHE", str(tmp_path / "cache"))
+    served = ServedModel(family)
+    head = served.model.lm_head
+    head.bias = torch.nn.Parameter(torch.zeros(len(head.weight)))
+    # Among the likeliest, as those of a trained model are.
+    head.bias.data[served.processor.tokenizer.convert_tokens_to_ids(["Yes", "No"])] = 20.0
+    rows = triples.select(range(12)).map(lambda row: {"image": row["image"].convert("RGB")})
+    here = score(served.model, rows, processor=served.processor, cache=False)
+    with warnings.catch_warnings(record=True) as caught, running(Server(served)) as url:
+        warnings.simplefilter("always")
+        behind = score("server:tiny/vlm", rows, base_url=url)
+    assert not [one for one in caught if "are bounds" in str(one.message)]
+    np.testing.assert_allclose(behind, here, atol=2e-4, rtol=0)
 
 
 def test_faults_are_tried_again_and_change_nothing(server, url, triples):

@@ -10,7 +10,7 @@ from transformers import AutoProcessor, CLIPModel
 from hard_positive_metric import compute_metrics
 from hard_positives import EvaluationResult, evaluate, render_table, score
 from hard_positives.results.evaluation import given_columns
-from hard_positives.suite.comparisons import CAPTION_COLUMNS, Columns
+from hard_positives.suite.columns import CAPTION_COLUMNS, Columns
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_the_table_has_a_line_for_every_category_and_mean(result):
     labels = [str(cell).strip() for cell in table.columns[0].cells]
     lines = ["attribute", "relation", "REPLACE macro", "REPLACE micro", "swap"]
     assert [label for label in labels if label != "ties as half"] == [
-        *("as published", *lines, "clean", *lines, "chance", "REPLACE humans"),
+        *("as published", *lines, "clean", *lines, "chance"),
     ]
     first = dict(zip((c.header for c in table.columns), next(zip_rows(table, 1)), strict=True))
     figures = result.metrics["as_published"]["replace"]["groups"]["attribute"]

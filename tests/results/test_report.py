@@ -23,11 +23,15 @@ from attacks.pages import hostile_strings, problems_of_page, problems_of_termina
 from hard_positive_metric import row_outcomes
 from hard_positives import EvaluationResult, evaluate, render_comparison, render_table, write_report
 from hard_positives.names import printable
+from hard_positives.results.edits import mark_edits
 from hard_positives.results.evaluation import SCORES_SCHEMA
 from hard_positives.results.gallery import GALLERY_BYTES, GALLERY_ROWS, choose_examples
+from hard_positives.results.opening import opening_of
+from hard_positives.results.parts import name_models
+from hard_positives.results.plane import marks_of
 from hard_positives.results.runs import command_of
 from hard_positives.suite import published
-from hard_positives.suite.comparisons import CAPTION_COLUMNS
+from hard_positives.suite.columns import CAPTION_COLUMNS
 from hard_positives_dataset import build_parquet
 from hard_positives_dataset.annotations import read_annotation_dir, read_triples
 from hard_positives_dataset.shapes import IMAGE_SIZE, generate_rows
@@ -193,7 +197,7 @@ def test_every_picture_is_decoded(browser, page):
         "Promise.all(images.map((image) => image.decode()))"
         ".then(() => done(images.map((image) => image.naturalWidth)))"
     )
-    assert 48 < len(widths) <= GALLERY_ROWS
+    assert 48 < len(widths) <= GALLERY_ROWS + 1  # the opening's
     assert set(widths) == {IMAGE_SIZE}
 
 
@@ -235,6 +239,8 @@ def test_dark_is_dark_and_light_is_light(browser, page):
 
 
 def test_a_filter_shows_the_rows_with_the_value_and_reset_shows_all(browser, page):
+    from selenium.webdriver.support.ui import WebDriverWait
+
     open_page(browser, page)
     all_cards = len(find(browser, "article"))
     output = browser.find_element("css selector", "#filters output")
@@ -252,7 +258,8 @@ def test_a_filter_shows_the_rows_with_the_value_and_reset_shows_all(browser, pag
     assert {card.get_attribute("data-category") for card in shown_cards(browser)} == {"swap"}
 
     browser.find_element("css selector", "#filters button[type='reset']").click()
-    assert output.text == f"{all_cards} of {all_cards} fit"
+    # The script acts after the browser has emptied the choices.
+    WebDriverWait(browser, 10).until(lambda _: output.text == f"{all_cards} of {all_cards} fit")
 
 
 def test_a_substitution_can_be_chosen(browser, page):
@@ -341,7 +348,7 @@ def test_hostile_texts_are_shown_as_text_and_break_nothing(browser, hostile, tmp
     results, rows = hostile
     page = write_report(results[:1], tmp_path, dataset=rows)
     open_page(browser, page, "phone")
-    texts = [text.get_attribute("textContent") for text in find(browser, ".triple .text")]
+    texts = [text.get_attribute("textContent") for text in find(browser, "article .triple .text")]
     assert texts[::3] == [printable(text) for text in HOSTILE.values()]
     assert browser.title.startswith("Hard positives: <script>")
     assert len(find(browser, "script")) == 1
@@ -462,6 +469,94 @@ def test_what_looks_for_hostile_texts_finds_them(tmp_path, results):
     assert problems_of_page(tmp_path) == []
 
 
+# --- how it looks ---------------------------------------------------------------------------------
+
+OVERLAPS = """
+const boxes = [...document.querySelectorAll(arguments[0])].map((e) => e.getBoundingClientRect());
+return boxes.filter((a, i) => boxes.some((b, j) => i < j && a.left < b.right - 1 &&
+  b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1)).length;
+"""
+
+
+@pytest.mark.parametrize("look", SIZES)
+def test_the_opening_shows_a_row_and_where_its_captions_land(browser, page, look):
+    open_page(browser, page, look)
+    image, table, *lines = find(browser, ".finding > img, .finding .triple, .finding .line")
+    assert len(lines) == len(KINDS) and len(find(browser, ".line .key")) == 3 * len(KINDS)
+    assert image.rect["width"] > 100
+    for line in lines:
+        left, right = line.rect["x"], line.rect["x"] + line.rect["width"]
+        keys = line.find_elements("css selector", ".key")
+        middles = [key.rect["x"] + key.rect["width"] / 2 for key in keys]
+        assert abs(min(middles) - left) < 2 and abs(max(middles) - right) < 2
+        assert line.rect["y"] >= table.rect["y"] + table.rect["height"]
+        for key in keys:
+            middle = key.rect["y"] + key.rect["height"] / 2
+            assert abs(middle - line.rect["y"] - line.rect["height"] / 2) < 2
+
+
+def test_no_label_of_the_drawings_lies_over_another(browser, results, tmp_path):
+    again = EvaluationResult(results[0].scores, {**results[0].signature})
+    again.signature["model"] = {**again.signature["model"], "id": "the same"}
+    open_page(browser, write_report([*results, again], tmp_path))
+    assert len(find(browser, "#sensitivity .lead-line")) == 2  # of each of two splits
+    for drawing in find(browser, "#sensitivity svg, #margins svg"):
+        browser.execute_script("arguments[0].id = 'looked-at'", drawing)
+        inside = ", ".join(f"#looked-at {part}" for part in ("text:not(.point *)", ".point rect"))
+        assert browser.execute_script(OVERLAPS, inside) == 0
+        browser.execute_script("arguments[0].id = ''", drawing)
+
+
+def test_on_a_phone_all_figures_of_the_tables_are_in_view(browser, page):
+    open_page(browser, page, "phone")
+    for cell in find(browser, ".headline td, #figures .scroll:first-of-type td"):
+        assert cell.rect["x"] >= 0 and cell.rect["x"] + cell.rect["width"] <= 390
+
+
+def test_the_edited_words_of_every_row_are_marked(browser, page):
+    open_page(browser, page)
+    for row in find(browser, "article:not([hidden]) .triple tr.false"):
+        assert row.find_elements("css selector", "mark")
+        colour = row.find_element("css selector", "mark").value_of_css_property(
+            "border-bottom-width"
+        )
+        assert colour == "2px"
+
+
+def test_marked_pieces_join_to_the_text():
+    texts = [*HOSTILE.values(), "", " ", "a", "a  b c ", "b a", "a b c d"]
+    for text in texts:
+        for other in texts:
+            assert "".join(piece for piece, _ in mark_edits(text, [other, text])) == text
+        assert not any(edited for _, edited in mark_edits(text, [text]))
+
+
+def test_many_models_in_one_place_are_told_apart():
+    figures = {"original_accuracy": 1.0, "brittleness": 0.0}
+    marks = marks_of([(f"M{place}", "m", figures) for place in range(40)], free=[(345.0, 280.0)])
+    boxes = [mark.badge for mark in marks]
+    for place, (x, y, width, height) in enumerate(boxes):
+        assert x - width / 2 >= 45 - 10 and x + width / 2 <= 345 + 10
+        for other in boxes[:place]:
+            apart = abs(x - other[0]) >= (width + other[2]) / 2
+            assert apart or abs(y - other[1]) >= (height + other[3]) / 2
+    alone = marks_of([("A", "m", figures)])[0]
+    assert not alone.is_moved and all(mark.is_moved for mark in marks)
+
+
+def test_the_opening_is_a_row_that_a_model_gets_wrong_and_counts_such_rows(results, world):
+    models = name_models([results])[0]
+    opening = opening_of(models, choose_examples(results, world[1]))
+    outcome = opening.example.outcomes[opening.model.place]
+    assert outcome == "only_caption_above" and "all_above" in opening.example.outcomes
+    outcomes = row_outcomes(opening.model.result.logits).outcome.tolist()
+    assert (opening.count, opening.total) == (outcomes.count(outcome), 240)
+    for model, places in opening.lines:
+        logits = [of.logits[model.place] for of in opening.example.candidates]
+        assert np.argsort(places).tolist() == np.argsort(logits).tolist()
+        assert (min(places), max(places)) == (0, 1)
+
+
 # --- what it says ---------------------------------------------------------------------------------
 
 
@@ -575,7 +670,7 @@ def test_the_picture_of_an_example_is_the_row_s_own(results, world):
 
 
 def shown_captions(page: Path) -> set[str]:
-    text = page.read_text(encoding="utf-8")
+    text = re.sub("</?mark>", "", page.read_text(encoding="utf-8"))
     return set(re.findall('<span class="text" dir="auto">(.*?)</span>', text))
 
 
@@ -609,7 +704,7 @@ def test_a_picture_that_was_not_scored_is_not_shown_and_counted(results, world, 
     assert 0 < missing < len(gallery.examples) and sentence in str(caught[0].message)
     text = page.read_text(encoding="utf-8")
     assert sentence in text and sentence in (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert text.count("<img ") == len(gallery.examples) - missing
+    assert text.count("<img ") == len(gallery.examples) - missing + 1  # the opening's
 
 
 def test_pictures_are_found_by_the_ids_of_their_rows(results, world):
@@ -793,8 +888,8 @@ def test_a_dash_stands_where_no_interval_can_be_had(browser, results, tmp_path, 
     assert "too few" not in render_table(results[0]).caption
     open_page(browser, page)
     assert browser.get_log("browser") == []  # a wrong path in a drawing is logged
-    assert len(find(browser, "#sensitivity .point circle")) == 4
-    assert find(browser, "#sensitivity .point path") == []
+    assert len(find(browser, "#sensitivity circle.place")) == 4
+    assert find(browser, "#sensitivity .reach") == []
 
 
 # --- faults ---------------------------------------------------------------------------------------

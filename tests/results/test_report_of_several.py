@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict
@@ -164,6 +165,62 @@ def test_the_overview_holds_the_means_and_marks_the_best_of_a_column(several, pa
                 assert (f"★ {number}" if is_best else number) in shown
 
 
+def test_one_figure_a_dataset_leads_to_its_rows_and_sorts(several, browser, page):  # noqa: F811
+    open_page(browser, page)
+    table = find(browser, "table.sortable")[0]
+    cells = [
+        row.find_elements("css selector", "td")
+        for row in table.find_elements("css selector", "tbody tr")
+    ]
+    shown = [[cell.text.split("\n")[0] for cell in row] for row in cells]
+    first = several[0].metrics["as_published"]
+    mean = np.mean([figures["macro"]["augmented_accuracy"] for figures in first.values()])
+    assert shown[0][0] == f"{100 * mean:.1f}"
+    links = table.find_elements("css selector", "td a")
+    assert {link.get_attribute("href").split("#")[1] for link in links} == {
+        "dataset-1-gallery",
+        "dataset-2-gallery",
+    }
+    table.find_elements("css selector", "thead button")[1].click()
+    values = [
+        float(row.find_elements("css selector", "td")[0].get_attribute("data-sort"))
+        for row in table.find_elements("css selector", "tbody tr")
+    ]
+    assert values == sorted(values, reverse=True) and len(set(values)) == 3
+
+
+def test_every_model_and_dataset_is_a_mark_in_the_plane(several, page):
+    text = page.read_text()
+    overview = text[text.index('id="overview"') : text.index("All figures")]
+    assert overview.count('<g class="point">') == len(several)
+    for result in several:
+        macros = [figures["macro"] for figures in result.metrics["as_published"].values()]
+        x, y = (
+            np.mean([macro[name] for macro in macros])
+            for name in ("original_accuracy", "brittleness")
+        )
+        assert f'cx="{round(45 + 300 * x, 1)}" cy="{round(280 - 270 * y, 1)}"' in overview
+
+
+def test_figures_are_written_as_csv_and_latex(several, page):
+    folder = page.parent
+    frame = pd.read_csv(folder / "figures.csv")
+    for result in several:
+        of_result = frame[frame["signature"] == result.signature_line]
+        macro = result.metrics["as_published"]["replace"]["macro"]
+        found = of_result[
+            (of_result["rows"] == "REPLACE macro") & (of_result["view"] == "as_published")
+        ]
+        values = dict(zip(found["figure"], found["value"], strict=True))
+        assert values == pytest.approx({name: macro[name] for name in values}, rel=1e-12)
+        assert set(values) >= {"original_accuracy", "augmented_accuracy", "brittleness"}
+    text = (folder / "figures.tex").read_text()
+    assert text.startswith(f"% {several[0].signature_line}\n")
+    swap = several[0].metrics["as_published"]["swap"]["macro"]
+    assert f"& {100 * swap['brittleness']:.1f} &" in text
+    assert text.count(r"\multicolumn") == 2 and r"\bottomrule" in text
+
+
 def test_signature_lines_of_all_results_stand_below_the_overview(several, page):
     text = page.read_text(encoding="utf-8")
     overview = text.split('<section id="overview">')[1].split("</section>")[0]
@@ -200,7 +257,7 @@ def test_the_datasets_share_the_room_for_rows(several, tmp_path):
     text = of_one_model.read_text(encoding="utf-8")
     counts = [part.count("<article ") for part in text.split('class="dataset"')[1:]]
     assert counts == [GALLERY_ROWS // 2] * 2
-    assert text.count("<img ") == GALLERY_ROWS
+    assert text.count("<img ") == GALLERY_ROWS + 1  # the opening's
 
 
 def test_datasets_are_given_for_their_pictures_by_their_names(several, folders, tmp_path):
@@ -258,3 +315,16 @@ def test_the_figures_offered_by_substitution_are_those_that_it_has(tmp_path):
     offered = re.findall(r'<option value="(\w+)"', page)
     assert "original_accuracy" in offered
     assert "set_accuracy" not in offered
+
+
+def test_pictures_of_rows_in_sets_and_of_boxes_as_structs_are_their_own(tiny_clip, tmp_path):
+    rows = Dataset.from_list(list(generate_rows("swap", 24)), features=FEATURES)
+    rows = rows.select_columns(["image", "caption", "hard_negative"])
+    rows = rows.add_column("scene", [place // 3 for place in range(24)])
+    rows = rows.add_column("box", [{"x": 1.0, "y": 2.0, "w": 40.0, "h": 30.0}] * 24)
+    columns = Columns(positives=["caption"], negatives=["hard_negative"], set="scene", crop="box")
+    result = evaluate(tiny_clip, rows, columns=columns, cache=False)
+    assert result.metrics["as_published"]["rows"]["num_sets"] == 8
+    text = write_report([result], tmp_path, dataset=rows).read_text()
+    assert text.count("<article") == 24
+    assert len(re.findall(r'<img [^>]*width="40" height="30"', text)) == 25  # with the opening's

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
 
-from hard_positives import EvaluationResult
+from hard_positives import EvaluationResult, render_table
 from hard_positives.results.files import SCORES_SCHEMA, prepare_folder, write_result
 
 NAMES = {"results.json", "scores.parquet", ".results.json.lock"}
@@ -28,7 +28,7 @@ SIGNATURE = {
 SAVER = """
 import os, signal, sys
 from pathlib import Path
-from hard_positives.results.evaluation import EvaluationResult
+from hard_positives.results.result import EvaluationResult
 
 target, rounds, *sources = sys.argv[1:]
 results = [EvaluationResult.load(source) for source in sources]
@@ -43,7 +43,7 @@ for _ in range(int(rounds)):
 KILLED = """
 import itertools, os, shutil, signal, sys
 from pathlib import Path
-from hard_positives.results.evaluation import EvaluationResult
+from hard_positives.results.result import EvaluationResult
 
 work, *sources = map(Path, sys.argv[1:])
 old, new = (EvaluationResult.load(source) for source in sources)
@@ -368,6 +368,25 @@ def test_rows_that_are_no_comparisons_are_refused(tmp_path, column, value):
     place = result.scores.column_names.index(column)
     field = SCORES_SCHEMA.field(column)
     odd = result.scores.set_column(place, field, pa.array(values, field.type))
-    write_result(tmp_path, result.signature, odd, {})
+    write_result(tmp_path, result.signature, odd, {"metrics": {}})
     with pytest.raises(ValueError, match=r"labels and logits as candidates in every row, .* row 7"):
         EvaluationResult.load(tmp_path)
+
+
+@pytest.mark.parametrize("figures", [[{"title": "a"}], [{"figure": []}], "all", [3]])
+def test_rules_of_authors_that_are_none_are_refused(tmp_path, figures):
+    result = make_result("name")
+    signature = {**result.signature, "dataset": {**result.signature["dataset"], "figures": figures}}
+    write_result(tmp_path, signature, result.scores, {"metrics": {}})
+    with pytest.raises(
+        ValueError, match="Expected the figures in the signature to be ones of this"
+    ):
+        EvaluationResult.load(tmp_path)
+
+
+def test_a_benchmark_of_an_odd_name_is_none(tmp_path):
+    result = make_result("name")
+    signature = {**result.signature, "dataset": {**result.signature["dataset"], "benchmark": [1]}}
+    odd = EvaluationResult(result.scores, signature)
+    assert len(render_table(odd).rows) > 2
+    assert not odd.authors

@@ -13,7 +13,7 @@ from conftest import ROOT
 from datasets import Dataset
 
 from hard_positives import Columns, EvaluationResult, evaluate, evaluate_all, render_summary
-from hard_positives.results.several import find_results
+from hard_positives.results.files import find_results
 
 
 @pytest.fixture
@@ -108,7 +108,8 @@ def test_the_command_line_scores_all_and_reports_on_one_page(sources, tmp_path):
     table = run(*evaluation)
     assert "first test" in table and table.count("model:other|") == 2
     run("report", out, "--output", tmp_path / "page", "--dataset", first, "--dataset", second)
-    assert {path.name for path in (tmp_path / "page").iterdir()} == {"index.html", "report.md"}
+    written = {path.name for path in (tmp_path / "page").iterdir()}
+    assert written == {"figures.csv", "figures.tex", "index.html", "report.md"}
     page = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
     headings = re.findall("<h2>(.*?)</h2>", page)
     assert headings == ["Models by datasets", "first", "second"]

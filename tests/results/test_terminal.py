@@ -1,5 +1,6 @@
 """What the commands print: in a terminal, in a pipe, for machines; and how they end."""
 
+import io
 import json
 import os
 import pty
@@ -14,12 +15,22 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
 from datasets import Features, Image, Value
+from rich.console import Console
+from rich.text import Text
 from test_report import KINDS, make_result, world  # noqa: F401
 from typer.testing import CliRunner
 
-from hard_positives import EvaluationResult, compare
+import hard_positives
+from hard_positives import (
+    EvaluationResult,
+    compare,
+    render_comparison,
+    render_summary,
+    render_table,
+)
 from hard_positives.cli import app
-from hard_positives.suite.comparisons import CAPTION_COLUMNS
+from hard_positives.results.figures import labels_of
+from hard_positives.suite.columns import CAPTION_COLUMNS
 
 COMMAND = [sys.executable, "-m", "hard_positives"]
 
@@ -60,8 +71,11 @@ def run_in_terminal(*arguments: str, **environment: str) -> tuple[str, int]:
 def test_report_writes_a_page_and_says_where(folders, tmp_path):
     result = run("report", *folders, "--output", str(tmp_path / "new" / "page"))
     assert result.exit_code == 0, result.output
-    assert result.stdout == f"Wrote {tmp_path}/new/page/index.html and report.md beside it.\n"
+    others = "report.md, figures.csv and figures.tex"
+    assert result.stdout == f"Wrote {tmp_path}/new/page/index.html, and {others} beside it.\n"
     assert {path.name for path in (tmp_path / "new" / "page").iterdir()} == {
+        "figures.csv",
+        "figures.tex",
         "index.html",
         "report.md",
     }
@@ -294,3 +308,77 @@ def test_completion_offers_the_commands():
     }
     done = subprocess.run(["hard-positives"], capture_output=True, text=True, env=env)
     assert done.stdout.split() == ["compare"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_tables_keep_the_names_of_their_rows_at_any_width(folders, width):
+    results = list(map(EvaluationResult.load, folders[:2]))
+    for table in (render_table(results[0]), render_summary(results), render_comparison(*results)):
+        console = Console(width=width, file=io.StringIO())
+        console.print(table)
+        lines = console.file.getvalue().splitlines()
+        assert max(map(len, lines)) <= width
+        assert not any("\u2026" in line for line in lines)
+        names = ("base", "hard negatives") if table.title == Text("models by datasets") else KEPT
+        for name in names:
+            assert any(line.startswith(f"  {name} ") for line in lines), name
+        assert ("No room for: " in " ".join(lines)) == (width == 60)
+
+
+KEPT = ("attribute", "relation", "REPLACE macro", "REPLACE micro", "swap")
+
+
+def test_a_wide_terminal_gets_both_ends_of_intervals(folders):
+    console = Console(width=160, file=io.StringIO())
+    result = EvaluationResult.load(folders[0])
+    console.print(render_table(result))
+    figures = result.metrics["as_published"]["swap"]["macro"]
+    ends = [100 * figures[f"original_accuracy_{end}"] for end in ("ci_low", "ci_high")]
+    assert f"{ends[0]:.1f}\u2013{ends[1]:.1f}" in console.file.getvalue()
+
+
+def test_two_results_of_one_model_are_named_by_what_differs(folders):
+    first, second = (EvaluationResult.load(folders[0]) for _ in range(2))
+    first.signature["dtype"] = "float32"
+    second.signature["dtype"] = "bfloat16"
+    assert labels_of([first, second]) == ["base float32", "base bfloat16"]
+    assert labels_of([first, first]) == ["base", "base"]
+    second.signature["dtype"] = "float32"
+    second.signature["model"]["revision"] = "0123456789"
+    assert labels_of([first, second]) == ["base base", "base base@01234567"]
+
+
+def test_humans_stand_beside_the_rows_that_they_judged_alone(folders):
+    console = Console(width=80, file=io.StringIO())
+    console.print(render_table(EvaluationResult.load(folders[0])))
+    assert "chance" in console.file.getvalue()
+    assert "humans" not in console.file.getvalue()
+
+
+def test_help_names_what_options_take_in_words():
+    for command in (["--help"], ["evaluate", "--help"], ["publish", "dataset", "--help"]):
+        shown = run(*command).stdout
+        assert not re.search(r"<\w+(\[\w+\])?>", shown), shown
+    assert re.search(r"--batch-size +NUMBER ", run("evaluate", "--help").stdout)
+
+
+def test_the_version_is_printed():
+    assert run("--version").stdout == f"hard-positives {hard_positives.__version__}\n"
+
+
+def test_more_than_two_results_have_a_row_each_with_its_test(folders):
+    shown = run("compare", *folders[:3])
+    assert shown.exit_code == 0, shown.output
+    base, *others = map(EvaluationResult.load, folders[:3])
+    for other in others:
+        name = other.signature["model"]["id"]
+        [line, *_] = [row for row in shown.stdout.splitlines() if row.startswith(f"  {name} ")]
+        for row in compare(base, other):
+            if (row.view, row.group) != ("as_published", "macro") or row.figure == "drop":
+                continue  # no room for drop
+            star = "*" if row.p_value < 0.05 else " "
+            assert f"{100 * row.second:.1f} {100 * row.difference:+5.1f}{star}" in f"{line} "
+    found = json.loads(run("compare", *folders[:3], "--json").stdout)
+    assert [of_model[0]["difference"] for of_model in found] == [
+        compare(base, other)[0].difference for other in others
+    ]

@@ -12,7 +12,8 @@ from transformers import AutoProcessor, BertConfig, BertModel, CLIPModel, CLIPTo
 
 from hard_positives import score as score_with_cache
 from hard_positives.models.loading import load_model
-from hard_positives.suite.comparisons import CAPTION_COLUMNS, Columns, read_comparisons
+from hard_positives.suite.columns import CAPTION_COLUMNS, Columns
+from hard_positives.suite.comparisons import read_comparisons
 from hard_positives.suite.rows import open_image
 
 score = partial(score_with_cache, cache=False)  # tests/test_engine.py has the cache

@@ -2,16 +2,31 @@
 
 import io
 import random
+import re
 from collections import defaultdict
 
 import numpy as np
 import pytest
+import torch
+from conftest import ROOT
 from datasets import ClassLabel, Dataset, Image, List, Value
 from PIL import Image as PILImage
+from transformers import AutoModel, AutoTokenizer
 
-from hard_positives import Columns, EvaluationResult, compare, evaluate, render_table, score
+from hard_positives import (
+    Columns,
+    EvaluationResult,
+    compare,
+    evaluate,
+    render_table,
+    score,
+    write_report,
+)
+from hard_positives.suite.columns import CAPTION_COLUMNS
 from hard_positives.suite.comparisons import read_comparisons
+from hard_positives.suite.flaws import flaws_of
 from hard_positives.suite.rows import open_image
+from hard_positives.suite.sources import load_splits
 
 WORDS = ["white cat", "black dog", "red umbrella", "a mug on a table", "fire hydrant"]
 
@@ -238,3 +253,124 @@ def test_text_and_pictures_are_found_once_over_all_splits(triples):
     twice = read_comparisons({"a": triples, "b": triples})
     assert len(twice) == 2 * len(once) and len(twice.pictures) == len(once.pictures) == 10
     assert twice.captions == once.captions and Value("string") == triples.features["caption"]
+
+
+def test_candidates_in_several_columns_and_labels_by_name_of_a_class(tiny_clip):
+    words = [*WORDS, "tree"]
+    columns = {"image": [picture(row) for row in range(3)], "first": words[:3]}
+    columns |= {"second": words[3:], "right": [words[3], words[1], words[5]]}
+    names = sorted(words, reverse=True)  # so that a name's number is not its place
+    rows = dataset(columns, image=Image(), right=ClassLabel(names=names))
+    asked = Columns(candidates=["first", "second"], label="right")
+    comparisons = read_comparisons(rows, asked)
+    assert comparisons.labels.reshape(3, 2).tolist() == [
+        [False, True],
+        [True, False],
+        [False, True],
+    ]
+
+
+def test_rows_of_a_set_are_right_only_together_and_depend_on_each_other(tiny_clip):
+    columns = {"image": [picture(row) for row in range(8)], "caption": WORDS[:4] * 2}
+    columns |= {"negative": WORDS[1:5] * 2, "scene": [row // 2 for row in range(8)]}
+    asked = Columns(positives=["caption"], negatives=["negative"], set="scene")
+    result = evaluate(tiny_clip, dataset(columns, image=Image()), columns=asked)
+    right = np.array([positive > negative for positive, negative in result.logits])
+    figures = result.metrics["as_published"]["rows"]
+    assert figures["num_sets"] == figures["num_clusters"] == 4
+    assert figures["set_accuracy"] == right.reshape(4, 2).all(1).mean()
+    assert 0 < figures["set_accuracy"] < figures["original_accuracy"]
+    with pytest.raises(ValueError, match="Expected set to be left out with pairs"):
+        Columns(pairs=PAIRS.pairs, set="scene")
+
+
+def test_a_box_may_be_a_struct(tiny_clip):
+    whole = PILImage.new("RGB", (40, 30), "red")
+    whole.paste("blue", (8, 4, 28, 24))
+    columns = {"image": [whole], "caption": ["a"], "negative": ["b"]}
+    columns["bbox"] = [{"x": 8.0, "y": 4.0, "w": 20.0, "h": 20.0}]
+    asked = Columns(positives=["caption"], negatives=["negative"], crop="bbox")
+    comparisons = read_comparisons(dataset(columns, image=Image()), asked)
+    assert comparisons.pictures.boxes == [(8, 4, 20, 20)]
+    assert open_image(comparisons, 0).getcolors() == [(400, (0, 0, 255))]
+
+
+def test_captions_alone_give_the_text_only_task(tmp_path):
+    rows = load_splits("shapes")["swap"].select(range(60))
+    result = evaluate("shapes_clip", rows, columns=Columns(text_only=True), cache=False)
+    clip = AutoModel.from_pretrained(ROOT / "hard_positives" / "shapes_clip").eval()
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "hard_positives" / "shapes_clip")
+    right, logits = [], []
+    for row in rows:  # SugarCrepe++'s definition, one row at a time
+        texts = [row["caption"], row["hard_positive"], row["hard_negative"]]
+        with torch.no_grad():
+            found = clip.get_text_features(**tokenizer(texts, padding=True, return_tensors="pt"))
+        unit = torch.nn.functional.normalize(found.pooler_output, dim=-1)
+        cosines = (unit @ unit.T * clip.logit_scale.exp()).detach().numpy()
+        right.append(cosines[0, 1] > cosines[0, 2] and cosines[0, 1] > cosines[1, 2])
+        logits += [[cosines[0, 1], cosines[0, 2]], [cosines[1, 0], cosines[1, 2]]]
+    np.testing.assert_allclose(result.logits, logits, atol=1e-4, rtol=0)
+    [figures] = result.metrics["as_published"].values()
+    assert figures["num_sets"] == len(rows)
+    assert figures["set_accuracy"] == pytest.approx(np.mean(right)) and 0 < np.mean(right) < 1
+    assert "|compared:text only|" in result.signature_line
+    first = result.scores.slice(0, 1).to_pylist()[0]
+    assert first["images"] == [] and first["direction"] == "text_to_text"
+    assert first["captions"] == [rows[0][name] for name in CAPTION_COLUMNS]
+    loaded = EvaluationResult.load(result.save(tmp_path / "saved"))
+    assert loaded.scores.equals(result.scores)
+    page = write_report([loaded], tmp_path / "page", dataset=rows).read_text()
+    shown = re.sub(r"</?(mark|b|ins|del)[^>]*>", "", page)
+    assert sum(text in shown for text in rows["hard_negative"][:]) > 20
+    assert {one.difference for one in compare(result, loaded)} == {0.0}
+
+
+def test_text_only_is_refused_where_it_means_nothing(tiny_clip, triples):
+    columns = Columns(positives=["caption"], negatives=["hard_negative"], text_only=True)
+    with pytest.raises(ValueError, match=r"two true captions .* got 1 and 1 in row 0"):
+        evaluate(tiny_clip, triples, columns=columns)
+    with pytest.raises(ValueError, match="text_only to be given with positives and negatives"):
+        Columns(candidates=["a"], label="b", text_only=True)
+
+    def pairs(images, captions):
+        return [[0.0] * len(captions) for _ in images]
+
+    with pytest.raises(ValueError, match="a model that embeds captions for text_only"):
+        evaluate(pairs, triples, columns=Columns(text_only=True))
+
+
+def test_what_no_model_can_get_right_and_what_repeats_is_found_by_texts_alone(tiny_clip):
+    first, second = picture(1), picture(2)
+    rows = [  # image, caption, hard positive, hard negative, what is wrong with it
+        (first, "a cat", "one cat", "a dog", []),
+        (first, "a tree", "one tree", "A  Tree", ["negative_equals_caption"]),
+        (first, "a car", "one car", "One car", ["negative_equals_hard_positive"]),
+        (first, "a bus", "one bus", "one  CAT", ["contradicted"]),
+        (second, "a bus", "one bus", "one cat", []),  # true of another picture only
+        (first, "A cat", "one cat", "a dog", ["duplicate"]),
+        (first, "one cat", "a cat", "a dog", []),  # another original
+    ]
+    names = ("image", "caption", "hard_positive", "hard_negative")
+    columns = {name: [row[at] for row in rows] for at, name in enumerate(names)}
+    data = dataset(columns, image=Image())
+    assert flaws_of(read_comparisons(data)) == [row[-1] for row in rows]
+    result = evaluate(tiny_clip, data, cache=False, progress=False)
+    splits = result.signature["dataset"]["splits"].values()
+    assert [(split["num_rows"], split["num_clean_rows"]) for split in splits] == [(7, 3)]
+    own = data.add_column("flaws", [[]] * len(data))
+    assert evaluate(tiny_clip, own, cache=False, progress=False).scores["flaws"].to_pylist() == [
+        [] for _ in rows
+    ]
+
+
+def test_a_false_picture_that_the_caption_is_true_of_elsewhere_contradicts():
+    columns = {
+        "text": ["a cat", "a cat"],
+        "right": [picture(1), picture(2)],
+        "wrong": [picture(2), picture(3)],
+    }
+    data = dataset(columns, right=Image(), wrong=Image())
+    found = flaws_of(
+        read_comparisons(data, Columns(caption="text", positives="right", negatives="wrong"))
+    )
+    assert found == [["contradicted"], []]

@@ -117,7 +117,7 @@ def test_a_dataset_that_the_caller_made_may_name_any_regular_file(tmp_path, tiny
 
 def test_a_data_file_that_is_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "train.parquet")
-    with pytest.raises(OSError, match="doesn't contain any data files"):
+    with pytest.raises(OSError, match="to hold data files, such as Parquet, got none"):
         load_splits(tmp_path)
 
 

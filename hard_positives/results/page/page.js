@@ -1,14 +1,8 @@
 "use strict";
 for (const controls of document.querySelectorAll(".controls")) controls.hidden = false;
 
-// By substitution: which figure is shown, and sorting by any column.
-for (const table of document.querySelectorAll("table[data-figure]")) {
-  const section = table.closest("section");
-  const chosen = section.querySelector("select");
-  const value = (row, column) => {
-    const cell = row.cells[column];
-    return (cell.querySelector("." + table.dataset.figure) || cell).dataset.sort;
-  };
+// Sorting by any column, the first of which are words; returns how to sort once more.
+const sortable = (table, words, value) => {
   const order = (a, b) => (isNaN(a) || isNaN(b) || a === "" || b === "" ? a.localeCompare(b) : a - b);
   const headers = [...table.tHead.rows[0].cells];
   const sort = (header, direction) => {
@@ -27,15 +21,29 @@ for (const table of document.querySelectorAll("table[data-figure]")) {
     header.append(button);
     button.addEventListener("click", () => {
       const opposite = { ascending: "descending", descending: "ascending" };
-      const first = column < 2 ? "ascending" : "descending";
+      const first = column < words ? "ascending" : "descending";
       sort(header, opposite[header.getAttribute("aria-sort")] || first);
     });
+  });
+  return () => {
+    const sorted = headers.find((header) => header.hasAttribute("aria-sort"));
+    if (sorted) sort(sorted, sorted.getAttribute("aria-sort"));
+  };
+};
+for (const table of document.querySelectorAll("table.sortable"))
+  sortable(table, 1, (row, column) => row.cells[column].dataset.sort);
+
+// By substitution: which figure is shown.
+for (const table of document.querySelectorAll("table[data-figure]")) {
+  const chosen = table.closest("section").querySelector("select");
+  const again = sortable(table, 2, (row, column) => {
+    const cell = row.cells[column];
+    return (cell.querySelector("." + table.dataset.figure) || cell).dataset.sort;
   });
   chosen.addEventListener("change", () => {
     table.dataset.figure = chosen.value;
     table.caption.querySelector("span").textContent = chosen.selectedOptions[0].textContent;
-    const sorted = headers.find((header) => header.hasAttribute("aria-sort"));
-    if (sorted) sort(sorted, sorted.getAttribute("aria-sort"));
+    again();
   });
 }
 
