@@ -26,6 +26,7 @@ import torch
 from conftest import ROOT
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
+from rich.console import Console
 from stand_in_hub import WRITER, StandInHub
 from transformers import AutoModel, AutoProcessor
 from typer.testing import CliRunner
@@ -35,6 +36,7 @@ from hard_positives.cli import app
 from hard_positives.results.files import find_results
 from hard_positives.suite.benchmarks import known_benchmarks, read_benchmark
 from hard_positives.suite.builders import READERS, build_benchmark
+from hard_positives.suite.checking import checked_benchmark
 from hard_positives.suite.comparisons import box_digest, read_comparisons
 from hard_positives.suite.sources import load_splits
 
@@ -839,6 +841,11 @@ def test_a_file_of_your_own_is_checked_and_scored(tmp_path):
     assert f"'{texts(0, 2)[0]}' is true of picture 0 (40 x 30)" in done.output.replace("\n", " ")
     assert "The file says 9 rows; there are 24." in done.output
     assert "Not in the file: images, size, published." in done.output
+    assert "▄" not in done.output  # blocks without colours are no picture
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", width=80)
+    console.print(checked_benchmark(read_benchmark(path)))
+    red, green, blue = PILImage.open(io.BytesIO(cell(0)["bytes"])).convert("RGB").getpixel((0, 0))
+    assert f"48;2;{red};{green};{blue}m▄" in console.file.getvalue()
     done = CliRunner().invoke(app, ["evaluate", "shapes_clip", "--dataset", str(path), "--json"])
     assert done.exit_code == 0, done.output
     [accuracy] = json.loads(done.stdout)["authors"]
