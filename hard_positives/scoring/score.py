@@ -138,14 +138,16 @@ def score_comparisons(model: Model, comparisons: Comparisons, options: Options) 
 def _cosines(
     comparisons: Comparisons, image_embeds: torch.Tensor, text_embeds: torch.Tensor
 ) -> torch.Tensor:
-    """Look up every candidate's unit vectors and multiply them in float32; (M,)."""
+    """Look up every candidate's unit vectors and multiply them in float32; (M,).
+
+    By a sum a pair: a matrix product adds up in an order that depends on how many candidates there
+    are, and equal captions would not tie.
+    """
     cosines = torch.empty(len(comparisons.candidates))
     for direction, block, places in comparisons.blocks():
         anchors = image_embeds if direction == IMAGE_TO_TEXT else text_embeds
         candidates = image_embeds if direction == TEXT_TO_IMAGE else text_embeds
-        cosines[torch.from_numpy(places)] = torch.einsum(
-            "nd,nkd->nk",
-            anchors[comparisons.anchors[block]],
-            candidates[comparisons.candidates[places]],
-        )
+        products = candidates[comparisons.candidates[places]]  # a copy
+        products *= anchors[comparisons.anchors[block], None]
+        cosines[torch.from_numpy(places)] = products.sum(-1)
     return cosines

@@ -8,12 +8,14 @@ at all. Images stay as the bytes that they are; each was decoded once.
 """
 
 import ast
+import base64
 import csv
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from urllib.parse import urlsplit
 
 from datasets import Dataset, Features, Image, List, Value, load_dataset
 from huggingface_hub import DatasetCardData
+from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
 from hard_positives.suite.benchmarks import BenchmarkFile, known_benchmark
@@ -29,6 +32,7 @@ from hard_positives_dataset.images import ImageFile, ImageStore, open_image_byte
 
 SHARD_ROWS = 2000  # some hundred megabytes
 SUGARCREPE_PP = "Aman-J/SugarCrepe_pp"
+DCI_SUMMARIES, DCI_SIDE, DCI_MARGIN = 5, 224, 0.15
 # Config of the Hub, with its spelling, and file of the authors' repository -> split.
 SUBSETS = {
     ("swap_object", "swap_obj"): "swap_object",
@@ -292,6 +296,46 @@ def _bla(annotations: Path) -> Iterator[Row]:
             yield Row(split, {**named, "image_id": image}, {"image": image})
 
 
+def _dci(annotations: Path) -> Iterator[Row]:
+    """The test `all_swaps_pick5`: whole photographs, and regions with a margin of 15 %."""
+    for name in _json(annotations / "splits.json")["test"]:
+        entry = _json(annotations / "complete" / name)
+        summaries, negatives = entry.get("summaries"), entry.get("negatives")
+        if not summaries or not negatives or len(negatives) == 1:
+            continue
+        boxes = _dci_boxes(list(entry["mask_data"].values()))
+        if not boxes.keys() <= summaries.keys() & negatives.keys():
+            continue  # the authors' code leaves out the photograph, too
+        for key, box in boxes.items():
+            if len(summaries[key]) < DCI_SUMMARIES or isinstance(summaries[key], str):
+                continue
+            texts = {"positives": summaries[key][:DCI_SUMMARIES], "bbox": box}
+            texts["negatives"] = negatives[key]["swaps"][:1]
+            texts["category"] = "photograph" if key == "base" else "region"
+            texts["image_id"] = entry["image"]
+            yield Row("test", texts, {"image": entry["image"]})
+
+
+def _dci_boxes(masks: Sequence[dict]) -> dict[str, list[float]]:
+    """Key of a summary -> left, top, width, height in the photograph."""
+    with PILImage.open(BytesIO(base64.b64decode(masks[0]["outer_mask"]))) as mask:
+        size = mask.size  # the photograph's
+    boxes = {"base": [0.0, 0.0, *map(float, size)]}
+    for mask in masks:
+        first, last = mask["bounds"]["topLeft"], mask["bounds"]["bottomRight"]
+        sides = [last[axis] - first[axis] for axis in "xy"]
+        if min(sides) < DCI_SIDE:
+            continue
+        margins = [int(side * DCI_MARGIN) for side in sides]
+        start = [max(first[axis] - by, 0) for axis, by in zip("xy", margins, strict=True)]
+        end = [
+            min(last[axis] + by, most) for axis, by, most in zip("xy", margins, size, strict=True)
+        ]
+        widths = [after - before for before, after in zip(start, end, strict=True)]
+        boxes[f"m-{mask['idx']}-sc"] = list(map(float, [*start, *widths]))
+    return boxes
+
+
 def _negbench(annotations: Path) -> Iterator[Row]:
     with annotations.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -343,6 +387,7 @@ READERS: dict[str, Callable[[Any], Iterator[Row]]] = {
     "bla": _bla,
     "cola": _cola,
     "crepe": _crepe,
+    "dci": _dci,
     "mmvp-vlm": _mmvp,
     "naturalbench-retrieval": _naturalbench,
     "negbench": _negbench,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY_TOWER
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import AutoProcessor, BertConfig, BertModel, CLIPModel, CLIPTokenizer
@@ -104,6 +104,31 @@ def test_any_caption_columns_can_be_scored(tiny_clip, triples):
     columns = Columns(positives="hard_negative", negatives="caption")
     pair = score(tiny_clip, triples, columns=columns)
     np.testing.assert_allclose(pair, score(tiny_clip, triples)[:, [2, 0]], atol=1e-5, rtol=0)
+
+
+def test_a_pair_has_one_logit_among_however_many_candidates(triples):
+    # On the bundled model: its embeddings are long enough for sums in other orders to differ.
+    rows = triples.select(range(8))
+    captions = [rows["caption"][0], rows["caption"][1]]
+    logits = []
+    for number in range(1, 12):
+        lists = {
+            "positives": [[captions[0]] * number] * len(rows),
+            "negatives": [captions[::-1]] * len(rows),
+        }
+        columns = Columns(positives=["positives"], negatives=["negatives"])
+        some = rows.select_columns("image").to_dict() | lists
+        dataset = Dataset.from_dict(some, features=features_with_lists(rows))
+        logits.append(score("shapes_clip", dataset, columns=columns))
+    first = np.concatenate([np.delete(one, -2, axis=1) for one in logits], axis=1)
+    np.testing.assert_array_equal(first, np.broadcast_to(first[:, :1], first.shape))
+    second = np.stack([one[:, -2] for one in logits], axis=1)
+    np.testing.assert_array_equal(second, np.broadcast_to(second[:, :1], second.shape))
+
+
+def features_with_lists(rows: Dataset) -> Features:
+    texts = List(Value("string"))
+    return Features({"image": rows.features["image"], "positives": texts, "negatives": texts})
 
 
 def test_exif_orientation_is_not_applied(tiny_clip):

@@ -4,6 +4,7 @@ the files that its authors publish; figures against the authors' formulas writte
 Rows of equal captions or equal images make ties.
 """
 
+import base64
 import csv
 import hashlib
 import io
@@ -471,6 +472,8 @@ def images(tmp_path_factory) -> Path:
             path = folder / f"{kind}{row}.jpg"
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(picture(row))
+        small = PILImage.open(io.BytesIO(picture(row)))
+        small.resize(DCI_SIZE).save(folder / f"sa_{row}.jpg", format="PNG")
     return folder
 
 
@@ -481,6 +484,40 @@ def write_csv(path: Path, rows: list[dict]) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     return path
+
+
+DCI_SIZE = (320, 240)
+
+
+def dci_entry(row: int) -> dict:
+    """One JSON file: a photograph, a region that is large enough, and one that is not."""
+    mask = io.BytesIO()
+    PILImage.new("L", DCI_SIZE).save(mask, format="PNG")
+    keys = ("base", "m-3-sc")
+    made = texts(row, 12)
+    entry = {"image": f"sa_{row}.jpg", "summaries": {}, "negatives": {}}
+    for at, key in enumerate(keys):
+        entry["summaries"][key] = made[6 * at : 6 * at + 5]
+        entry["negatives"][key] = {"swaps": [made[6 * at + 5], "later ones"], "basic": ["another"]}
+    bounds = {3: ((50, 5), (300, 235)), 4: ((0, 0), (223, 235))}
+    entry["mask_data"] = {
+        str(idx): {
+            "idx": idx,
+            "bounds": {
+                corner: dict(zip("xy", at, strict=True))
+                for corner, at in zip(("topLeft", "bottomRight"), corners, strict=True)
+            },
+            "outer_mask": base64.b64encode(mask.getvalue()).decode(),
+        }
+        for idx, corners in bounds.items()
+    }
+    if row == 1:  # one summary alone is a text, and no bag of five
+        entry["summaries"]["m-3-sc"] = "one summary"
+    if row == 2:
+        del entry["negatives"]["m-3-sc"]
+    if row == 3:
+        del entry["summaries"]
+    return entry
 
 
 def annotations_of(name: str, folder: Path) -> Path:
@@ -563,6 +600,10 @@ def annotations_of(name: str, folder: Path) -> Path:
                     for one, *negatives in [texts(row, 4)]
                 ]
                 write_csv(folder / kind / f"prod_vg_hard_negs_{kind}_complexity_{number}.csv", made)
+    elif name == "dci":
+        dump("splits.json", {"train": [], "test": [f"{row}.json" for row in rows]})
+        for row in rows:
+            dump(f"complete/{row}.json", dci_entry(row))
     else:
         assert name == "svo-probes"
         kinds = ["subj", "verb", "obj"]
@@ -637,6 +678,8 @@ def expected_built(name: str, scored: Scored) -> dict[str, float]:
             ]
             values[f"ITT {subset}"] = float(np.mean(of_subset))
         return values
+    if name == "dci":  # run_clip_dense_cap_eval.py: the least of five above the negative
+        return {"pick5": scored.share(every(["positives"], ["negatives"]))}
     if name == "bla":
         right = every(["true_1", "true_2"], ["false_1", "false_2"])
         return {"both true above both false": scored.macro(right, lambda split, row: split)}
@@ -693,6 +736,20 @@ def test_figures_of_a_benchmark_that_was_built_are_its_authors(name, images, tmp
     assert any(0 < value < 1 for value in expected.values())
     ties = [figures["tie_rate"] for figures in result.metrics["as_published"].values()]
     assert name == "mmvp-vlm" or max(ties) > 0
+
+
+def test_dci_has_photographs_and_regions_with_a_margin_as_its_authors_cut_them(images, tmp_path):
+    source = annotations_of("dci", tmp_path / "published")
+    build_benchmark("dci", tmp_path / "built", [images], source, progress=False)
+    rows = built_rows(tmp_path / "built")["test"]
+    # Without rows 2 and 3, and the region of row 1.
+    assert len(rows) == 2 * (NUMBER - 2) - 1
+    of_first = [row for row in rows if row["image_id"] == "sa_0.jpg"]
+    assert [row["category"] for row in of_first] == ["photograph", "region"]
+    # 250 x 230 with int(37.5) and int(34.5) on each side, within 320 x 240.
+    assert [row["bbox"] for row in of_first] == [[0, 0, 320, 240], [13, 0, 307, 240]]
+    assert of_first[1]["positives"] == dci_entry(0)["summaries"]["m-3-sc"]
+    assert of_first[1]["negatives"] == dci_entry(0)["negatives"]["m-3-sc"]["swaps"][:1]
 
 
 def test_missing_images_are_named_and_left_out_where_asked(images, tmp_path):
