@@ -318,8 +318,8 @@ def _dci(annotations: Path) -> Iterator[Row]:
 
 def _dci_boxes(masks: Sequence[dict]) -> dict[str, list[float]]:
     """Key of a summary -> left, top, width, height in the photograph."""
-    with PILImage.open(BytesIO(base64.b64decode(masks[0]["outer_mask"]))) as mask:
-        size = mask.size  # the photograph's
+    with PILImage.open(BytesIO(base64.b64decode(masks[0]["outer_mask"]))) as image:
+        size = image.size  # the photograph's
     boxes = {"base": [0.0, 0.0, *map(float, size)]}
     for mask in masks:
         first, last = mask["bounds"]["topLeft"], mask["bounds"]["bottomRight"]
