@@ -919,9 +919,7 @@ def review(
             server.serve_forever()
     rich.print(summary_table(summarise(reviewed, read_judgments(folder))))
     if not quiet:
-        typer.echo(
-            f"Next: hard-positives review {folder} --accepted FOLDER, or --dataset {folder}."
-        )
+        typer.echo(f"Next: hard-positives review {folder} --accepted OUTPUT")
 
 
 @app.command()

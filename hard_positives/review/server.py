@@ -99,22 +99,21 @@ def check_annotator(name: str) -> str:
     return name
 
 
-def shuffled(row: Row, annotator: str) -> list[int]:
-    """Places among `row.asked` in the order in which an annotator sees them.
+def shuffled(row: Row, annotator: str) -> list[str]:
+    """The captions of a row that are judged, in the order in which an annotator sees them.
 
     At random, so that it tells nothing, and the same whenever the annotator comes back.
 
     Examples:
         >>> row = Row("test", "object", "1", "ab12", ("cat", "kitty", "dog"), (True, True, False))
         >>> shuffled(row, "ann"), shuffled(row, "eve")
-        ([0, 1, 2], [1, 2, 0])
+        (['cat', 'kitty', 'dog'], ['kitty', 'dog', 'cat'])
     """
-    asked = row.asked
 
-    def at_random(place: int) -> bytes:
-        return hashlib.sha256(json.dumps([annotator, row.key, asked[place]]).encode()).digest()
+    def at_random(caption: str) -> bytes:
+        return hashlib.sha256(json.dumps([annotator, row.key, caption]).encode()).digest()
 
-    return sorted(range(len(asked)), key=at_random)
+    return sorted(row.asked, key=at_random)
 
 
 class _Page:
@@ -128,7 +127,7 @@ class _Page:
             for text in self._own.values()
         )
         self.policy = (
-            f"default-src 'none'; img-src 'self'; connect-src 'self'; form-action 'self'; "
+            f"default-src 'none'; img-src 'self' data:; connect-src 'self'; form-action 'self'; "
             f"style-src 'sha256-{css}'; script-src 'sha256-{js}'; base-uri 'none'; "
             "frame-ancestors 'none'"
         )
@@ -242,8 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
             number = 1 + judged.index(False)
         _, row = server.row(number)
         captions = [
-            (place, row.asked[place], said.get(row.key, {}).get(row.asked[place]))
-            for place in shuffled(row, annotator)
+            (caption, said.get(row.key, {}).get(caption)) for caption in shuffled(row, annotator)
         ]
         return server.page.render(
             view="row", number=number, row=row, captions=captions, choices=JUDGMENTS, **common
@@ -262,9 +260,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.annotator not in (None, annotator):
             raise ValueError(f"Expected the annotator to be {self.server.annotator!r}.")
         _, judged = self.server.row(row)
-        if not 0 <= caption < len(judged.asked):
-            raise ValueError(f"Expected one of {len(judged.asked)} captions, got {caption}.")
-        self.server.judgments.add(annotator, judged.key, judged.asked[caption], judgment)
+        captions = shuffled(judged, annotator)
+        if not 0 <= caption < len(captions):
+            raise ValueError(f"Expected one of {len(captions)} captions, got {caption}.")
+        self.server.judgments.add(annotator, judged.key, captions[caption], judgment)
         self._send(HTTPStatus.OK, b"kept", "text/plain; charset=utf-8")
 
 
@@ -282,7 +281,7 @@ def _whole_number(text: str) -> int:
 
 
 def _read_judgment(content: bytes) -> tuple[str, int, int, str]:
-    """Read one judgment: who, which row and caption by their numbers, and what."""
+    """Read one judgment: who, which row, which of its captions as shown, what."""
     try:
         given = json.loads(content)
         annotator, row, caption, judgment = (

@@ -1,12 +1,13 @@
 "use strict";
 // A row's captions: judged by a press or a key. A judgment shows as chosen once it is kept.
-const list = document.querySelector("ol");
+const list = document.querySelector("#captions");
 if (list) {
   const captions = [...list.children];
   const status = document.querySelector("#status");
   const next = document.querySelector("#next");
   const previous = document.querySelector("#previous");
-  const isJudged = (caption) => caption.querySelector("[aria-pressed='true']") || caption.dataset.sent;
+  const isKept = (caption) => caption.querySelector("[aria-pressed='true']") && !caption.dataset.sent;
+  const isJudged = (caption) => isKept(caption) || caption.dataset.sent;
   const firstOpen = (some) => some.find((caption) => !isJudged(caption));
   let sending = Promise.resolve(true);
 
@@ -20,7 +21,7 @@ if (list) {
   };
 
   const keep = async (button) => {
-    const caption = button.closest("li");
+    const caption = button.closest(".caption");
     const judgment = {
       annotator: list.dataset.annotator,
       row: Number(list.dataset.row),
@@ -45,14 +46,14 @@ if (list) {
     }
     delete caption.dataset.sent;
     for (const other of caption.querySelectorAll("button")) other.setAttribute("aria-pressed", other === button);
-    const open = captions.filter((one) => !isJudged(one)).length;
+    const open = captions.filter((one) => !isKept(one)).length;
     status.className = "";
     status.textContent = open ? `Kept. ${open} to go in this row.` : "Kept. This row is judged.";
     return true;
   };
   // The next caption is there at once, so that keys can be typed faster than judgments are kept.
   const judge = (button) => {
-    const at = captions.indexOf(button.closest("li"));
+    const at = captions.indexOf(button.closest(".caption"));
     captions[at].dataset.sent = "yes";
     sending = sending.then(() => keep(button));
     focusOn(firstOpen([...captions.slice(at + 1), ...captions.slice(0, at)]) ?? next);
