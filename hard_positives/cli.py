@@ -5,7 +5,7 @@ Heavy imports stand inside the commands, so that ``--help`` answers at once.
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial, partialmethod
 from pathlib import Path
@@ -913,10 +913,13 @@ def review(
         return
     name = None if annotator is None else check_annotator(annotator)
     reviewed = open_folder(folder, split)
-    with ReviewServer(reviewed, Judgments(folder), name, port) as server:
+    with (
+        closing(Judgments(folder)) as judgments,
+        ReviewServer(reviewed, judgments, name, port) as server,
+        suppress(KeyboardInterrupt),
+    ):
         typer.echo(f"Judge at {server.address} (Ctrl-C ends it; judgments are kept at once).")
-        with suppress(KeyboardInterrupt):
-            server.serve_forever()
+        server.serve_forever()
     rich.print(summary_table(summarise(reviewed, read_judgments(folder))))
     if not quiet:
         typer.echo(f"Next: hard-positives review {folder} --accepted OUTPUT")
