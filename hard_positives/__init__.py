@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # for editors and type checkers; what runs is the table below
         render_summary,
         render_table,
     )
+    from hard_positives.review.accepted import write_accepted
     from hard_positives.scoring.score import score
     from hard_positives.suite.columns import Columns
 
@@ -58,6 +59,7 @@ _HOMES = {
     "read_captions": "generation.captions",
     "generate": "generation.run",
     "augment": "generation.augment",
+    "write_accepted": "review.accepted",
     "Rules": "generation.rules",
     "LanguageModel": "generation.language_model",
     "finetune": "finetuning.run",
@@ -94,6 +96,7 @@ __all__ = [
     "render_summary",
     "render_table",
     "score",
+    "write_accepted",
     "write_report",
 ]
 

@@ -5,7 +5,7 @@ Heavy imports stand inside the commands, so that ``--help`` answers at once.
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial, partialmethod
 from pathlib import Path
@@ -503,7 +503,7 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps({"signature": result.signature, **result.figures}, indent=2))
         return
-    rich.print(render_table(result))
+    rich.print(render_table(result, dataset=dataset_name))
     if result.authors:
         rich.print(render_authors(result))
     typer.echo(printable(result.signature_line))  # in one piece, to be copied
@@ -861,6 +861,68 @@ def augment(
     if not quiet:
         rich.print(coverage_table(json.loads((output / AUGMENTATION).read_text("utf-8"))))
         typer.echo(f"Wrote {output}. Next: hard-positives evaluate MODEL --dataset {output}")
+
+
+@app.command()
+@_in_sentences()
+def review(
+    folder: Annotated[
+        Path,
+        typer.Argument(help="A dataset's folder, such as `hard-positives augment` writes."),
+    ],
+    accepted: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to write with the rows that people accepted; must not exist yet. Left "
+            "out, the page on which they judge is opened."
+        ),
+    ] = None,
+    annotator: Annotated[
+        str | None, typer.Option(help="Who judges. Asked for on the page if left out.")
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Split to judge; repeat for more. All if left out.")
+    ] = None,
+    port: Annotated[
+        int, typer.Option(help="Of this machine, where the page is; 0 for any that is free.")
+    ] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Let people judge rows on a local page, and write those that they accepted.
+
+    Each judgment is kept at once in FOLDER/judgments.sqlite. The page is for this machine alone.
+    """
+    import json
+
+    import rich
+
+    _check_names([], [str(folder)])
+    from hard_positives import write_accepted
+    from hard_positives.review.accepted import REVIEW, summarise, summary_table
+    from hard_positives.review.judgments import Judgments, read_judgments
+    from hard_positives.review.loading import open_folder
+    from hard_positives.review.server import ReviewServer, check_annotator
+
+    if accepted is not None:
+        write_accepted(folder, accepted, splits=split, progress=not quiet)
+        rich.print(summary_table(json.loads((accepted / REVIEW).read_text("utf-8"))))
+        if not quiet:
+            typer.echo(
+                f"Wrote {accepted}. Next: hard-positives evaluate MODEL --dataset {accepted}"
+            )
+        return
+    name = None if annotator is None else check_annotator(annotator)
+    reviewed = open_folder(folder, split)
+    with (
+        closing(Judgments(folder)) as judgments,
+        ReviewServer(reviewed, judgments, name, port) as server,
+        suppress(KeyboardInterrupt),
+    ):
+        typer.echo(f"Judge at {server.address} (Ctrl-C ends it; judgments are kept at once).")
+        server.serve_forever()
+    rich.print(summary_table(summarise(reviewed, read_judgments(folder))))
+    if not quiet:
+        typer.echo(f"Next: hard-positives review {folder} --accepted OUTPUT")
 
 
 @app.command()

@@ -26,6 +26,7 @@ TITLES = {
 VIEW_TITLES = {"as_published": "as published", "clean": "clean"}
 DASH = "\u2013"  # of a range, and where there is no interval
 NO_INTERVAL = f"{DASH}: too few images for an interval."
+REVIEWED = "Reviewers: people who judged these rows; a row counts once for each of them."
 TEXT_ALONE = "Text alone: the model scores captions and sees no picture."
 # Of a signature, what tells two models of one name apart, the plainest first.
 TELLING = ("dtype", "adapter", "images", "question", "model", "weights", "device", "version")

@@ -60,10 +60,11 @@ def write_report(
         results: One or more. Those on a dataset of one name must be over the same rows.
         output_dir: A folder; made if absent. The four files in it are replaced, once all are
             written.
-        dataset: What was scored, for its pictures, as for `hard_positives.evaluate`; with
-            results on several datasets the folders or Hub ids of some of these, by whose names they
-            are told apart. If left out, the dataset that the results' signature names, at the
-            commit that it names; if that cannot be opened, a warning, and no pictures of it.
+        dataset: What was scored, for its pictures and for the people who judged it, as for
+            `hard_positives.evaluate`; with results on several datasets the folders or Hub ids of
+            some of these, by whose names they are told apart. If left out, the dataset that the
+            results' signature names, at the commit that it names; if that cannot be opened, a
+            warning, and no pictures of it.
 
     Returns:
         The path of `index.html`.
@@ -96,7 +97,8 @@ def write_report(
             message = printable(f"The report lacks pictures: {about}{no_pictures}")
             warnings.warn(message, stacklevel=2)
         named = {"dataset": name, "anchor": f"dataset-{len(parts) + 1}"}
-        parts.append({**named, **content_of(models, gallery, no_pictures)})
+        content = content_of(models, gallery, no_pictures, given.get(name))
+        parts.append({**named, **content})
     texts = _render(parts)
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ import pyarrow as pa
 from hard_positive_metric import compute_metrics
 from hard_positives.results.authors import AuthorsValue
 from hard_positives.results.figures import (
+    REVIEWED,
     TITLES,
     VIEW_TITLES,
     all_rows,
@@ -31,6 +32,7 @@ from hard_positives.results.opening import opening_of
 from hard_positives.results.plane import Mark, at_x, at_y, marks_of
 from hard_positives.results.result import EvaluationResult, values_of
 from hard_positives.results.runs import command_of, flattened, full_name_of
+from hard_positives.review.humans import humans_on
 from hard_positives.suite import published
 from hard_positives.suite.benchmarks import known_benchmark
 
@@ -69,7 +71,6 @@ class Line:
 
     label: str
     figures: list[dict[str, Any]]
-    is_replace: bool = False
     category: str = ""
 
 
@@ -83,14 +84,29 @@ class Panel:
     humans: tuple[float, float] | None = None
 
 
-def panel_of(line: Line, models: Sequence[Model], chance: dict[str, float]) -> Panel:
+def panel_of(
+    line: Line,
+    models: Sequence[Model],
+    chance: dict[str, float],
+    humans: dict[str, float] | None = None,
+) -> Panel:
     """Draw a split; no badge covers chance or humans."""
     places = [(at_x(chance["original_accuracy"]), at_y(chance["brittleness"]))]
-    if line.is_replace and is_like_the_paper(models[0].result):
-        humans = {name: float(value) / 100 for name, value in published.HUMANS.items()}
+    if humans is not None:
         places.append((at_x(humans["original_accuracy"]), at_y(humans["brittleness"])))
     named = [(model.letter, model.name, line.figures[model.place]) for model in models]
     return Panel(line.label, marks_of(named, places), *places)
+
+
+def _humans_of(
+    split: str, result: EvaluationResult, reviewers: dict[str, dict[str, float]]
+) -> dict[str, float] | None:
+    """Who stands in a split's panel: the people who judged its rows, or else the paper's."""
+    if reviewers:
+        return reviewers.get(split)
+    if split != "replace" or not is_like_the_paper(result):
+        return None
+    return {name: float(value) / 100 for name, value in published.HUMANS.items()}
 
 
 def name_models(datasets: Sequence[Sequence[EvaluationResult]]) -> list[list[Model]]:
@@ -119,8 +135,10 @@ def _keys(results: Sequence[EvaluationResult]) -> Iterator[tuple[str, str, int]]
         seen[full] += 1
 
 
-def content_of(models: Sequence[Model], gallery: Gallery, no_pictures: str) -> dict[str, Any]:
-    """What the templates show of the models on one dataset."""
+def content_of(
+    models: Sequence[Model], gallery: Gallery, no_pictures: str, dataset: Any = None
+) -> dict[str, Any]:
+    """What the templates show of the models on one dataset, and of the people who judged it."""
     results = [model.result for model in models]
     first, chance = results[0], chance_lines(results[0])
     titles = {name: TITLES[name].capitalize() for name in ORDER if name in shown_figures(first)}
@@ -130,6 +148,7 @@ def content_of(models: Sequence[Model], gallery: Gallery, no_pictures: str) -> d
         for split in first.metrics["as_published"]
     }
     headlines = [_headline(split, of_models) for split, of_models in splits.items()]
+    reviewers = humans_on(first.scores, dataset or first.signature["dataset"]["id"])
     margins = zip(*map(margins_of, results), strict=True)
     return {
         "models": models,
@@ -145,7 +164,9 @@ def content_of(models: Sequence[Model], gallery: Gallery, no_pictures: str) -> d
         "opening": opening_of(models, gallery),
         "headlines": headlines,
         "panels": [
-            panel_of(line, models, chance[0][1]) for line in headlines if "brittleness" in titles
+            panel_of(line, models, chance[0][1], _humans_of(split, first, reviewers))
+            for split, line in zip(splits, headlines, strict=True)
+            if "brittleness" in titles
         ],
         "outcome_lines": [
             Line(label, [figures["groups"][label] for figures in of_models])
@@ -162,6 +183,10 @@ def content_of(models: Sequence[Model], gallery: Gallery, no_pictures: str) -> d
         "chance": [
             (label, [percent(values[name]) if name in values else "" for name in titles])
             for label, values in chance
+        ],
+        "reviewed": REVIEWED,
+        "reviewers": [
+            Line(mean_label(split, "reviewers"), [figures]) for split, figures in reviewers.items()
         ],
         "humans": [published.HUMANS.get(name, "") for name in titles],
         "published": published.FIGURES,
@@ -227,7 +252,7 @@ def _headline(split: str, of_models: Sequence[dict[str, Any]]) -> Line:
     """The mean over a split's categories, which is the figure of the only one if there is one."""
     labels = list(of_models[0]["groups"])
     label = labels[0] if len(labels) == 1 else mean_label(split, "macro")
-    return Line(label, [figures["macro"] for figures in of_models], is_replace=split == "replace")
+    return Line(label, [figures["macro"] for figures in of_models])
 
 
 def _substitutions(results: Sequence[EvaluationResult]) -> tuple[list[Line], int]:

@@ -14,6 +14,7 @@ from hard_positives.names import printable
 from hard_positives.results.comparison import PairedDifference, compare
 from hard_positives.results.figures import (
     DASH,
+    REVIEWED,
     TEXT_ALONE,
     TITLES,
     VIEW_TITLES,
@@ -33,6 +34,7 @@ from hard_positives.results.figures import (
     shown_figures,
 )
 from hard_positives.results.result import EvaluationResult
+from hard_positives.review.humans import humans_on
 from hard_positives.suite import published
 from hard_positives.suite.benchmarks import known_benchmark
 from hard_positives.suite.columns import DIRECTIONS
@@ -60,11 +62,13 @@ RANKING_EXPLANATION = (
 )
 
 
-def render_table(result: EvaluationResult) -> Table:
+def render_table(result: EvaluationResult, *, dataset: Any = None) -> Table:
     """Lay a result out as the paper's table, in percent.
 
     Args:
         result: From `hard_positives.evaluate` or ``EvaluationResult.load``.
+        dataset: The folder that was scored, for the people who judged its rows
+            (``hard-positives review``). The one that the signature names if left out.
 
     Returns:
         A rich table: ``rich.print`` it. Where the terminal has room, intervals show both ends;
@@ -76,17 +80,21 @@ def render_table(result: EvaluationResult) -> Table:
         >>> import rich
         >>> rich.print(render_table(EvaluationResult.load("results/clip")))  # doctest: +SKIP
     """
-    table = _figures_table(result)
-    table.wider = _figures_table(result, ends=True)
+    humans = humans_on(result.scores, dataset or result.signature["dataset"]["id"])
+    table = _figures_table(result, humans)
+    table.wider = _figures_table(result, humans, ends=True)
     return table
 
 
-def _figures_table(result: EvaluationResult, *, ends: bool = False) -> FittedTable:
+def _figures_table(
+    result: EvaluationResult, humans: dict[str, dict[str, Any]], *, ends: bool = False
+) -> FittedTable:
     names, has_humans = shown_figures(result), published.has_published(result.scores)
     interval_is = "with the 95 % interval" if ends else "± half of the 95 % interval"
     footing = [
         f"% of rows {interval_is}, clustered by image.",
         *(EXPLANATIONS[name] for name in names),
+        REVIEWED if humans else "",
         "Human figures are second-hand." if has_humans else "",
         no_interval(all_rows(result)),
         preparation_of(result),
@@ -102,9 +110,11 @@ def _figures_table(result: EvaluationResult, *, ends: bool = False) -> FittedTab
     for label, chance in chance_lines(result):
         cells = [percent(chance[name]) if name in chance else "" for name in names]
         table.add_row(_text(label), "", *cells, style="dim")
+    for split, figures in humans.items():
+        _add_figures(table, mean_label(split, "reviewers"), figures, names, ends=ends)
     if has_humans:
-        humans = [published.HUMANS.get(name, "") for name in names]
-        table.add_row("REPLACE humans", "", *humans, style="dim")
+        of_paper = [published.HUMANS.get(name, "") for name in names]
+        table.add_row("REPLACE humans", "", *of_paper, style="dim")
     return table
 
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -127,8 +128,8 @@ def axe_script() -> str:
     return path.read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def browser():
+@contextmanager
+def started_browser():
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (chromium and driver):
@@ -140,6 +141,12 @@ def browser():
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     service = webdriver.ChromeService(driver)
     with webdriver.Chrome(options=options, service=service) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with started_browser() as opened:
         yield opened
 
 

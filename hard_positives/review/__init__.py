@@ -1,0 +1,1 @@
+"""Rows that people judge -> judgments, agreement, human accuracies, accepted rows."""
