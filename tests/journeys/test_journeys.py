@@ -170,14 +170,16 @@ def test_two_dtypes_of_one_model_are_told_apart_and_compared(shell):
 
 
 def test_who_tunes_on_the_test_is_told_and_so_is_the_reader_of_the_card(shell, rows):
-    for name, places in {"test": range(48), "other": range(100, 148)}.items():
+    others = load_dataset("parquet", data_files=str(SHAPES / "replace-*.parquet"), split="train")
+    for name, some in {"test": rows, "other": others}.items():
         (shell.folder / name).mkdir()
-        rows.select(places).to_parquet(str(shell.folder / name / "swap.parquet"))
+        some.select(range(48)).to_parquet(str(shell.folder / name / "rows.parquet"))
     tune = "hard-positives finetune shapes_clip --data test --epochs 1 --batch-size 16"
     _, err = shell.type(f"{tune} --held-out test --output cheated")
     assert "Expected held-out rows to share nothing with the training rows" in err
+    assert "48 held-out rows, 48 show a picture that is trained on" in err
     card = (shell.folder / "cheated" / "README.md").read_text()
-    assert "48" in card.split("## ")[1] or "48 of 48" in card
+    assert "48 show a picture that is trained on" in " ".join(card.split())
     _, err = shell.type(f"{tune} --held-out other --output honest")
     assert "share nothing" not in err
 
@@ -193,7 +195,7 @@ def test_what_was_interrupted_resumes(shell):
     _, err = process.communicate()
     assert process.returncode == 130
     assert err.endswith("Interrupted. The same command resumes where it stopped.\n")
-    assert not (shell.folder / "result").exists()
+    assert not list((shell.folder / "result").iterdir())
 
     _, err = shell.type(command)
     left, of_all = re.search(r"To compute: ([\d,]+) of ([\d,]+) distinct images", err).groups()
@@ -214,7 +216,13 @@ def test_what_is_published_is_read_back(tmp_path, rows):
         hub.add("models", "org/clip", {**files, "README.md": card})
         build_parquet({"swap": rows.select(range(40))}, tmp_path / "mine", progress=False)
 
-        out, _ = shell.type("hard-positives publish dataset mine org/mine")
+        publish = "hard-positives publish dataset mine org/mine"
+        _, err = shell.type(publish, code=1)
+        assert "state a licence" in err and ("datasets", "org/mine") not in hub.repositories
+        card_of_mine = tmp_path / "mine" / "README.md"
+        stated = card_of_mine.read_text().replace("---\n", "---\nlicense: cc-by-4.0\n", 1)
+        card_of_mine.write_text(f"{stated}\nMine, under CC BY 4.0.\n")
+        out, _ = shell.type(publish)
         assert f"{hub.url}/datasets/org/mine" in out
         shell.type("hard-positives evaluate org/clip --dataset org/mine --output result")
         out, _ = shell.type("hard-positives publish results result org/clip --dry-run")

@@ -124,3 +124,13 @@ def test_nothing_lies_outside_or_over_something_else(browser, models, look, requ
     outside, over = browser.execute_script(BOXES, SIZES[look][0])
     assert outside == []
     assert over == []
+
+
+def test_on_paper_no_column_is_cut_off(browser, page_of_many):  # noqa: F811
+    open_page(browser, page_of_many)
+    a4 = {"width": 718, "height": 1000, "deviceScaleFactor": 1, "mobile": False}  # within margins
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", a4)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    width = browser.execute_script("return document.documentElement.scrollWidth")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert width == a4["width"]
