@@ -198,8 +198,11 @@ def test_what_was_interrupted_resumes(shell):
     assert not list((shell.folder / "result").iterdir())
 
     _, err = shell.type(command)
-    left, of_all = re.search(r"To compute: ([\d,]+) of ([\d,]+) distinct images", err).groups()
-    assert int(left.replace(",", "")) < int(of_all.replace(",", ""))
+    counts = re.findall(r"([\d,]+) of ([\d,]+) distinct", err)  # images and captions
+    left, of_all = (
+        sum(int(one.replace(",", "")) for one in of) for of in zip(*counts, strict=True)
+    )
+    assert 0 < left < of_all
     shell.type("hard-positives evaluate --no-cache --output whole --quiet")
     results = [pd.read_parquet(shell.folder / of / "scores.parquet") for of in ("result", "whole")]
     assert results[0]["id"].equals(results[1]["id"])
