@@ -40,10 +40,16 @@ class _Command(typer.core.TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         return _in_words(super().get_params(ctx), self)
 
+    def get_short_help_str(self, limit: int = 200) -> str:  # whole, on the site's page, too
+        return super().get_short_help_str(200)
+
 
 class _Group(typer.core.TyperGroup):
     def get_params(self, ctx: Any) -> list[Any]:
         return _in_words(super().get_params(ctx), self)
+
+    def get_short_help_str(self, limit: int = 200) -> str:
+        return super().get_short_help_str(200)
 
 
 class _Program(typer.Typer):
@@ -271,7 +277,7 @@ def build(
     ] = "replace-swap",
     partial: Annotated[
         bool,
-        typer.Option("--partial", help="Of another benchmark: leave out rows without an image."),
+        typer.Option("--partial", help="Leave out rows without an image."),
     ] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -284,7 +290,12 @@ def build(
         return
     from hard_positives_dataset import HardPositives, build_parquet
 
-    chosen = {"annotation_dir": annotations, "images": images, "splits": split}
+    chosen = {
+        "annotation_dir": annotations,
+        "images": images,
+        "splits": split,
+        "partial": partial,
+    }
     given = {name: value for name, value in chosen.items() if value}
     builder = HardPositives(config_name="visual_genome", **given)
     build_parquet(builder.as_streaming_dataset(), output, progress=not quiet)

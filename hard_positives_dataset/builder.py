@@ -118,11 +118,14 @@ class HardPositivesConfig(datasets.BuilderConfig):
         images: folders and zip files with Visual Genome images. None downloads its two zips, about
             15 GB.
         splits: `replace`, `swap` or both.
+        partial: leave out rows without an image in the place of stopping. The description says how
+            many: figures on the rest are not of the published benchmark.
     """
 
     annotation_dir: str | os.PathLike | None = None
     images: Sequence[str | os.PathLike] | None = None
     splits: Sequence[str] = SPLITS
+    partial: bool = False
 
     def create_config_id(
         self, config_kwargs: dict, custom_features: datasets.Features | None = None
@@ -133,7 +136,7 @@ class HardPositivesConfig(datasets.BuilderConfig):
         has changed under the same name.
         """
         self._check()
-        identity = hashlib.sha256(repr((self.splits, custom_features)).encode())
+        identity = hashlib.sha256(repr((self.splits, self.partial, custom_features)).encode())
         _hash_sources(identity, "annotations.py", "builder.py", "flaws.py", "images.py")
         for contents in self.read_annotations().values():
             identity.update("".join(map(git_blob_id, contents)).encode())
@@ -344,7 +347,14 @@ class HardPositives(datasets.GeneratorBasedBuilder):
             told = self.info.description.partition(_DOUBTFUL)[0].rstrip()
             self.info.description = f"{told}\n\n{_doubts(rows['replace'])}"
         with ImageStore(images) as store:
-            files = {split: locate_images(triples, store) for split, triples in rows.items()}
+            files = {
+                split: locate_images(triples, store, partial=self.config.partial)
+                for split, triples in rows.items()
+            }
+        for split, triples in rows.items():
+            rows[split] = [triple for triple in triples if triple.image_path in files[split]]
+            if len(rows[split]) < len(triples):
+                self._tell_partial(split, len(rows[split]), len(triples))
         self.info.splits = datasets.SplitDict(dataset_name=self.dataset_name)
         for split, triples in rows.items():  # Known before the rows are made: for progress bars.
             self.info.splits.add(datasets.SplitInfo(name=split, num_examples=len(triples)))
@@ -352,6 +362,14 @@ class HardPositives(datasets.GeneratorBasedBuilder):
             split: _PublishedRows(tuple(triples), files[split], tuple(images))
             for split, triples in rows.items()
         }
+
+    def _tell_partial(self, split: str, number: int, of_all: int) -> None:
+        told = (
+            f"{number:,} of {of_all:,} rows of `{split}`, those whose image was there: figures on "
+            "them are not of the published benchmark."
+        )
+        warnings.warn(told, stacklevel=2)
+        self.info.description = f"{self.info.description}\n\n{told}"
 
     def _download_annotations(self, dl_manager: Any) -> dict[PublishedPair, tuple[bytes, bytes]]:
         pairs = [pair for pair in PUBLISHED_PAIRS if pair.split in self.config.splits]

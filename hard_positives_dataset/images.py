@@ -179,14 +179,16 @@ def describe_source(source: str | os.PathLike) -> Iterator[tuple[str, int, int]]
             yield path, status.st_size, status.st_mtime_ns
 
 
-def locate_images(triples: Iterable[Triple], store: ImageStore) -> dict[str, ImageFile]:
+def locate_images(
+    triples: Iterable[Triple], store: ImageStore, *, partial: bool = False
+) -> dict[str, ImageFile]:
     """Find the image of every row before anything is read.
 
     Returns:
-        Where each distinct `image_path` lies.
+        Where each distinct `image_path` lies; with `partial`, of those that are there.
 
     Raises:
-        FileNotFoundError: images are missing.
+        FileNotFoundError: images are missing; with `partial`, all of them.
         ValueError: images lie outside their folder, behind a link.
         Both count all rows concerned and name the first few.
     """
@@ -207,14 +209,14 @@ def locate_images(triples: Iterable[Triple], store: ImageStore) -> dict[str, Ima
             f"Expected images to lie inside the folder given, got {count_rows(outside)}. Pass the "
             "folder that the link leads to as another of images."
         )
-    if missing:
-        absent = [path for path, file in files.items() if file is None]
+    absent = [path for path, file in files.items() if file is None]
+    if absent and (not partial or len(absent) == len(files)):
         raise FileNotFoundError(
             f"Expected images to hold the image of every row, got {count_rows(missing)}; "
             f"{len(absent)} images are missing, the first is {absent[0]}. Pass every folder or zip "
-            "that holds Visual Genome images."
+            "that holds Visual Genome images, or `partial` for the rows whose images are there."
         )
-    return files
+    return {path: file for path, file in files.items() if file}
 
 
 def image_order(triples: Sequence[Triple]) -> list[Triple]:

@@ -121,7 +121,8 @@ def _check_tokenizer(captions: Sequence[str], token_ids: list[list[int]], config
     if distinct < len(captions) / 2:
         raise ValueError(
             f"Expected the tokenizer to tell {len(captions)} captions apart, got {distinct} "
-            "different token sequences. Load it with AutoTokenizer from the model's own folder."
+            "different token sequences. Load it with AutoTokenizer from the model's own folder, or "
+            "take another model: shapes_clip knows the words of its own world alone."
         )
     if config.model_type == "clip_text_model":
         _check_end_token(captions, token_ids, config.eos_token_id)
