@@ -105,9 +105,20 @@ def _checked_tag(match: re.Match, tag: str) -> str:
     word = match[0].lower()
     if word in ("a", "an", "the"):
         return "AT0"
+    if tag == "NN2" and not word.endswith("s"):
+        return tag if _is_plural(word) else "NN1"
     if tag not in ("UNC", "CRD") or not word.isalpha() or word in _NUMBERS:
         return tag
     return "NN2" if word.endswith("s") else "NN1"
+
+
+@functools.cache
+def _is_plural(word: str) -> bool:
+    """Whether a noun without an s is a plural: "men", "sheep"; "skateboarder" is none."""
+    from lemminflect import getInflection, getLemma
+
+    lemma = getLemma(word, upos="NOUN")[0]
+    return lemma != word or word in getInflection(word, tag="NNS")
 
 
 @dataclass(frozen=True)
