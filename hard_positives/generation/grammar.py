@@ -78,7 +78,7 @@ def analyse(caption: str) -> tuple[Token, ...]:
     # Lower case: the tagger takes a capital for a name, and some captions shout.
     tags = _tagger().tag_sent([match[0].lower() for match in found], taglevel=0)
     tokens = [
-        Token(match[0], match.start(), match.end(), _lemma(match[0].lower(), tag), tag)
+        Token(match[0], match.start(), match.end(), lemma_of(match[0].lower(), tag), tag)
         for match, tag in zip(found, map(_checked_tag, found, tags), strict=True)
     ]
     for place, (token, after) in enumerate(itertools.pairwise(tokens)):
@@ -88,11 +88,12 @@ def analyse(caption: str) -> tuple[Token, ...]:
 
 
 def _as_verb(token: Token) -> Token:
-    return replace(token, lemma=_lemma(token.word, "VVG"), tag="VVG")
+    return replace(token, lemma=lemma_of(token.word, "VVG"), tag="VVG")
 
 
 @functools.lru_cache(maxsize=100_000)
-def _lemma(word: str, tag: str) -> str:
+def lemma_of(word: str, tag: str) -> str:
+    """The form of a word that dictionaries list, for a word of this tag."""
     from lemminflect import getLemma
 
     kinds = {"NN2": "NOUN", "NN0": "NOUN", "VV": "VERB", "VB": "VERB", "VH": "VERB", "VD": "VERB"}
