@@ -84,6 +84,9 @@ def analyse(caption: str) -> tuple[Token, ...]:
     for place, (token, after) in enumerate(itertools.pairwise(tokens)):
         if token.word.endswith("ing") and token.is_noun and after.tag in DETERMINERS:
             tokens[place] = _as_verb(token)  # "petting a yak"
+        counts = token.tag == "CRD" and token.word not in ("one", "1")
+        if counts and after.tag in ("NN0", "NN1") and _is_plural(after.word):
+            tokens[place + 1] = replace(after, tag="NN2")  # "two sheep"
     return tuple(tokens)
 
 

@@ -186,7 +186,7 @@ def _lexicon_hash() -> str:
 
 
 def _replaced(caption: str, column: str, chance: random.Random) -> list[Edit]:
-    """Every offer of every slot: first of those that allow both edits, last of those to be spared."""
+    """Every offer of every slot: those that allow both edits first, those to be spared last."""
     tokens = analyse(caption)
     places = list(slots(caption))
     chance.shuffle(places)  # before the column is asked for, so that both edits take one word
@@ -487,8 +487,10 @@ def _stands_alone(tokens: Sequence[Token], left: Chunk, right: Chunk) -> bool:
     known = _fixed([token.word for token in tokens]) >= {right.end - 2, right.end - 1}
     alive = [tokens[chunk.end - 1].lemma in _words("animate") for chunk in (left, right)]
     acts = right.end < len(tokens) and tokens[right.end].is_verb
+    described = _word_at(tokens, right.end) in ("that", "which", "who")
     return (
-        not (acts and alive[0] != alive[1])  # "buildings and people walking"
+        not described  # "a man and a kid that has a ball"
+        and not (acts and alive[0] != alive[1])  # "buildings and people walking"
         and not any(
             token.word.endswith("ing") and before.is_noun  # "a man walking"
             for before, token in itertools.pairwise(tokens[left.start : right.end])
@@ -505,7 +507,7 @@ def _texts(tokens: Sequence[Token], chunk: Chunk) -> set[str]:
 def _share_determiner(
     tokens: Sequence[Token], left: Chunk, right: Chunk
 ) -> tuple[Span, Span] | None:
-    if any(not token.is_noun for token in tokens[left.core : left.end]):
+    if any(not token.is_noun for token in (*tokens[left.core : left.end], tokens[right.core])):
         return None  # "a red car and truck": is the truck red?
     head = tokens[right.end - 1]
     if tokens[left.start].word in ("a", "an") and (
