@@ -78,21 +78,25 @@ def analyse(caption: str) -> tuple[Token, ...]:
     # Lower case: the tagger takes a capital for a name, and some captions shout.
     tags = _tagger().tag_sent([match[0].lower() for match in found], taglevel=0)
     tokens = [
-        Token(match[0], match.start(), match.end(), _lemma(match[0].lower(), tag), tag)
+        Token(match[0], match.start(), match.end(), lemma_of(match[0].lower(), tag), tag)
         for match, tag in zip(found, map(_checked_tag, found, tags), strict=True)
     ]
     for place, (token, after) in enumerate(itertools.pairwise(tokens)):
         if token.word.endswith("ing") and token.is_noun and after.tag in DETERMINERS:
             tokens[place] = _as_verb(token)  # "petting a yak"
+        counts = token.tag == "CRD" and token.word not in ("one", "1")
+        if counts and after.tag in ("NN0", "NN1") and _is_plural(after.word):
+            tokens[place + 1] = replace(after, tag="NN2")  # "two sheep"
     return tuple(tokens)
 
 
 def _as_verb(token: Token) -> Token:
-    return replace(token, lemma=_lemma(token.word, "VVG"), tag="VVG")
+    return replace(token, lemma=lemma_of(token.word, "VVG"), tag="VVG")
 
 
 @functools.lru_cache(maxsize=100_000)
-def _lemma(word: str, tag: str) -> str:
+def lemma_of(word: str, tag: str) -> str:
+    """The form of a word that dictionaries list, for a word of this tag."""
     from lemminflect import getLemma
 
     kinds = {"NN2": "NOUN", "NN0": "NOUN", "VV": "VERB", "VB": "VERB", "VH": "VERB", "VD": "VERB"}
@@ -105,9 +109,20 @@ def _checked_tag(match: re.Match, tag: str) -> str:
     word = match[0].lower()
     if word in ("a", "an", "the"):
         return "AT0"
+    if tag == "NN2" and not word.endswith("s"):
+        return tag if _is_plural(word) else "NN1"
     if tag not in ("UNC", "CRD") or not word.isalpha() or word in _NUMBERS:
         return tag
     return "NN2" if word.endswith("s") else "NN1"
+
+
+@functools.cache
+def _is_plural(word: str) -> bool:
+    """Whether a noun without an s is a plural: "men", "sheep"; "skateboarder" is none."""
+    from lemminflect import getInflection, getLemma
+
+    lemma = getLemma(word, upos="NOUN")[0]
+    return lemma != word or word in getInflection(word, tag="NNS")
 
 
 @dataclass(frozen=True)
