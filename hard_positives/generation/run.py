@@ -31,6 +31,7 @@ from datasets import DatasetInfo, Features, IterableDataset, List, Value
 from datasets.iterable_dataset import ExamplesIterable
 from tqdm import tqdm
 
+from hard_positives.bars import new_bar
 from hard_positives.generation.captions import Captions, has_unfit_characters
 from hard_positives.generation.text_alone import TextAlone
 from hard_positives.names import public_name
@@ -359,7 +360,7 @@ class _Run:
         shutil.rmtree(folder, ignore_errors=True)
         counts: Counter = Counter()
         text_alone = TextAlone()
-        with tqdm(total=len(self.captions), unit="caption", disable=not progress) as bar:
+        with new_bar("captions", len(self.captions), shown=progress) as bar:
             # Not by from_generator, which would hash all captions to name the dataset.
             examples = ExamplesIterable(
                 self.rows,
@@ -560,7 +561,7 @@ def _edited(counts: Counter) -> int:
 
 
 def _shares(counts: Counter) -> str:
-    return f"without edit {1 - _edited(counts) / max(1, counts.total()):.0%}"
+    return f"{_edited(counts) / max(1, counts.total()):.0%} of edits made"
 
 
 def _nested(counts: Counter) -> dict[str, dict[str, int]]:
