@@ -4,7 +4,7 @@ Heavy imports stand inside the commands, so that ``--help`` answers at once.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial, partialmethod
@@ -42,6 +42,10 @@ class _Command(typer.core.TyperCommand):
 
     def get_short_help_str(self, limit: int = 200) -> str:  # whole, on the site's page, too
         return super().get_short_help_str(200)
+
+    def invoke(self, ctx: Any) -> Any:
+        _given.set(ctx.params)
+        return super().invoke(ctx)
 
 
 class _Group(typer.core.TyperGroup):
@@ -178,6 +182,7 @@ Json = Annotated[
 
 
 _with_traceback = ContextVar("with_traceback", default=False)
+_given: ContextVar[dict[str, Any]] = ContextVar("given")  # the options of this command
 
 
 def _show_version(wanted: bool) -> None:
@@ -207,11 +212,26 @@ def program(
     _with_traceback.set(traceback)
 
 
+def _never(given: dict[str, Any]) -> bool:
+    return False
+
+
+def _always(given: dict[str, Any]) -> bool:
+    return True
+
+
+def _keeps_scores(given: dict[str, Any]) -> bool:
+    """Say whether scores outlive an interrupt: in the cache, or in a folder for each result."""
+    several = any(len(given[name] or ()) > 1 for name in ("models", "dataset"))
+    return given["cache"] or several
+
+
 @contextmanager
-def _in_sentences(resumes: bool = False) -> Iterator[None]:
+def _in_sentences(resumes: Callable[[dict[str, Any]], bool] = _never) -> Iterator[None]:
     """Say in a sentence each what is wrong (exit code 1), what is to be told, and an interrupt.
 
     Decorates a command as a whole, since its imports take seconds in which Ctrl-C can come.
+    `resumes` says of what was given whether the same command finds what was done.
     """
     import traceback
     import warnings
@@ -222,13 +242,25 @@ def _in_sentences(resumes: bool = False) -> Iterator[None]:
             yield
         except (KeyboardInterrupt, ValueError, TypeError, OSError, ImportError) as error:
             if interrupts.were_there() or isinstance(error, KeyboardInterrupt):
-                again = "resumes where it stopped" if resumes else "starts it again"
-                _echo_error(f"Interrupted. The same command {again}.")
+                again = "resumes where it stopped" if resumes(_given.get()) else "starts it again"
+                if interrupts.is_spokesman():
+                    _echo_error(f"Interrupted. The same command {again}.")
                 raise typer.Exit(interrupts.INTERRUPTED) from error
+            if isinstance(error, BrokenPipeError) and _reader_has_gone():
+                raise
             _echo_error(f"Error: {error}")
             if _with_traceback.get():
                 _echo_error(traceback.format_exc())
             raise typer.Exit(1) from error
+
+
+def _reader_has_gone() -> bool:
+    """Say whether it is stdout that is broken (`| head`), which click ends without a word."""
+    try:
+        typer.echo()  # not a flush alone: nothing is left of what could not be written
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def _show_warning(
@@ -329,7 +361,7 @@ def _build_other(
 
 
 @app.command()
-@_in_sentences(resumes=True)
+@_in_sentences(resumes=_keeps_scores)
 def evaluate(
     models: Annotated[
         list[str] | None,
@@ -672,7 +704,7 @@ def compare(
 
 
 @app.command()
-@_in_sentences(resumes=True)
+@_in_sentences(resumes=_always)
 def generate(
     captions: Annotated[
         str,
@@ -937,7 +969,7 @@ def review(
 
 
 @app.command()
-@_in_sentences(resumes=True)
+@_in_sentences(resumes=_always)
 def finetune(
     model: Annotated[str, typer.Argument(help="Hub id or folder of a CLIP, or shapes_clip.")],
     data: Annotated[
@@ -1035,7 +1067,7 @@ def finetune(
 
 
 @publish.command("dataset")
-@_in_sentences(resumes=True)
+@_in_sentences(resumes=_always)
 def publish_dataset(
     folder: Annotated[Path, typer.Argument(help="Folder from `hard-positives build`.")],
     repo_id: Annotated[str, typer.Argument(help="organization/name of the dataset on the Hub.")],

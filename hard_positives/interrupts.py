@@ -24,6 +24,11 @@ def were_there() -> bool:
     return bool(_came)
 
 
+def is_spokesman() -> bool:
+    """Say whether this process speaks for all of `torchrun` and `accelerate launch`."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def run(program: Callable[[], Any]) -> None:
     """Run the program of this process; Ctrl-C ends it and its workers, wherever it is.
 
@@ -41,7 +46,7 @@ def run(program: Callable[[], Any]) -> None:
         if not _came or code == 0:
             raise
         if code != INTERRUPTED:
-            print(_SENTENCE, file=sys.stderr)
+            _tell()
         # As Python ends, but for threads: it would wait for what they are doing.
         atexit._run_exitfuncs()
         _leave()
@@ -58,8 +63,13 @@ def _unraisable(problem: "sys.UnraisableHookArgs") -> None:
     if not issubclass(problem.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(problem)
         return
-    print(_SENTENCE, file=sys.stderr)  # raised where Python drops it
+    _tell()  # raised where Python drops it
     _leave()
+
+
+def _tell() -> None:
+    if is_spokesman():
+        print(_SENTENCE, file=sys.stderr)
 
 
 def _leave() -> None:

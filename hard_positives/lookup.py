@@ -13,6 +13,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 _PATIENCE = 10  # seconds for the Hub's one answer
+_NEAR = 0.8  # of difflib's ratio: a slip or two of a name; its own 0.6 takes clp for negclip
 
 
 def check_name(kind: str, name: str, expected: str, known: Iterable[str] = ()) -> None:
@@ -55,7 +56,8 @@ def near_names(name: str, known: Iterable[str] = ()) -> list[str]:
     except OSError:
         beside = []
     candidates |= {one.lower(): os.path.join(folder, one) for one in beside}
-    return [candidates[one] for one in difflib.get_close_matches(last.lower(), candidates)]
+    near = difflib.get_close_matches(last.lower(), candidates, cutoff=_NEAR)
+    return [candidates[one] for one in near]
 
 
 def _is_alike(entry: os.DirEntry, name: str) -> bool:

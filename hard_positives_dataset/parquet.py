@@ -216,7 +216,8 @@ def _write_split(
     if "image" in rows.features and isinstance(rows, (datasets.Dataset, datasets.IterableDataset)):
         encoded = rows.cast_column("image", datasets.Image(decode=False))
     shards = []
-    with tqdm(encoded, f"Writing {split}", total, unit="row", disable=not progress) as bar:
+    disable = None if progress else True  # None: where stderr is no terminal
+    with tqdm(encoded, f"Writing {split}", total, unit=" rows", disable=disable) as bar:
         groups = _row_groups(bar, split, counts)
         while shard := _write_shard(groups, schema, folder / f"{split}.{len(shards)}", counts):
             shards.append(shard)

@@ -105,9 +105,10 @@ def test_near_names_are_known_ones_and_those_beside_the_name(tmp_path, monkeypat
     (tmp_path / "replace").touch()
     assert near_names("REPLCE") == ["REPLACE"]
     assert near_names("./replace") == ["./REPLACE"]
-    assert near_names("results/clp") == ["results/clip", "results/negclip"]
+    assert near_names("results/clp") == ["results/clip"]
     assert near_names(f"{tmp_path}/results/Clip")[0] == f"{tmp_path}/results/clip"
-    assert near_names("nothing/like/it", ["sugarcrepe"]) == []
+    for other in ("nothing/like/it", "flip", "blip2", "crepe"):
+        assert near_names(other, ["clip", "sugarcrepe"]) == []
 
 
 def test_a_model_and_its_adapter_are_missed_before_anything_is_loaded(tmp_path, monkeypatch):

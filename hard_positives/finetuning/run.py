@@ -14,7 +14,6 @@ import math
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -35,6 +34,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
+from hard_positives.bars import bars_of_transformers_hidden
 from hard_positives.finetuning.checkpoints import in_order, last_whole
 from hard_positives.finetuning.overlap import find_overlap, overlap_in_words, warn_of_overlap
 from hard_positives.finetuning.recipes import RECIPES, Recipe, check_choice
@@ -45,7 +45,7 @@ from hard_positives.finetuning.rows import (
     choose_texts,
     identify_content,
 )
-from hard_positives.finetuning.trainer import ContrastiveTrainer, TrainingGuard
+from hard_positives.finetuning.trainer import ContrastiveTrainer, StepsBar, TrainingGuard
 from hard_positives.machine import is_main_process, processes
 from hard_positives.models.encoders import DualEncoder
 from hard_positives.models.loading import damage_as_value_error, load_model
@@ -128,7 +128,7 @@ def finetune(
     chosen = choose_texts(rows, recipe, seed)
     _check_batches(recipe, len(rows))
     benchmark, held_out_content = _index_held_out(held_out)
-    with _lock(output):
+    with _lock(output), bars_of_transformers_hidden():
         _check_output(output)
         ids, image_digests = identify_content(rows)
         [name] = source.splits
@@ -161,13 +161,12 @@ def finetune(
             model=encoder.model,
             train_dataset=TrainingRows(rows, ids, *chosen),
             eval_dataset=benchmark,
-            callbacks=[TrainingGuard()],
+            callbacks=[TrainingGuard(), *([StepsBar()] if progress else [])],
             args=_arguments(
                 output,
                 settings,
                 evaluate=bool(benchmark),
                 num_workers=num_workers,
-                progress=progress,
             ),
         )
         trainer.remove_callback(PrinterCallback)
@@ -274,7 +273,6 @@ def _arguments(
     *,
     evaluate: bool,
     num_workers: int | None,
-    progress: bool,
 ) -> TrainingArguments:
     recipe = settings["recipe"]
     arguments = TrainingArguments(
@@ -304,7 +302,7 @@ def _arguments(
         ddp_find_unused_parameters=False,
         report_to="none",
         use_cpu=not torch.accelerator.is_available(),
-        disable_tqdm=not (progress and sys.stderr.isatty()),
+        disable_tqdm=True,  # ours is shown in its place
     )
     # One device a process: DataParallel would cut batches in pieces before they are compared.
     arguments._n_gpu = min(1, arguments.n_gpu)

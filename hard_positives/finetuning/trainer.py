@@ -7,6 +7,7 @@ Folders, checkpoints and records are left to `finetuning` and `checkpoints`.
 import math
 import os
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch.distributed.nn.functional import all_gather
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 from transformers import (
     ProcessorMixin,
     Trainer,
@@ -24,6 +26,7 @@ from transformers import (
 )
 
 from hard_positive_metric import compute_metrics
+from hard_positives.bars import new_bar
 from hard_positives.finetuning.checkpoints import in_order, seal
 from hard_positives.finetuning.loss import contrastive_loss, texts_known_true
 from hard_positives.finetuning.recipes import Recipe
@@ -132,6 +135,50 @@ def _gathered(values: torch.Tensor) -> torch.Tensor:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return values
     return torch.cat(all_gather(values))
+
+
+class StepsBar(TrainerCallback):
+    """Shows steps, the loss and the figures on the way, on stderr as our other bars."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Begin where the checkpoint was made."""
+        shown = state.is_world_process_zero
+        self.bar = new_bar("steps", state.max_steps, shown=shown)
+        self.bar.update(state.global_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Count."""
+        self.bar.update()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Any = None,
+        **_: Any,
+    ) -> None:
+        """Show the loss beside the bar, and figures on a line of their own."""
+        if "loss" in logs:
+            self.bar.set_postfix_str(f"loss {logs['loss']:.3f}")
+        figures = {name: 100 * value for name, value in logs.items() if name.startswith("eval_")}
+        if figures and state.is_world_process_zero and sys.stderr.isatty():
+            shown = ", ".join(f"{_in_words(name)} {value:.1f}" for name, value in figures.items())
+            tqdm.write(f"step {state.global_step}: {shown}", file=sys.stderr)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Leave the bar as it is."""
+        self.bar.close()
+
+
+def _in_words(figure: str) -> str:
+    return figure.removeprefix("eval_").removesuffix("_accuracy").replace("_", " ")
 
 
 class TrainingGuard(TrainerCallback):

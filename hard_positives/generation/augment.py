@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, DatasetInfo, Features, Image, IterableDataset, List, Value
 from datasets.iterable_dataset import ExamplesIterable
-from tqdm import tqdm
 
+from hard_positives.bars import new_bar
 from hard_positives.generation.language_model import LanguageModel
 from hard_positives.generation.rules import Rules, known_relation
 from hard_positives.generation.run import TASKS, Edit, Task, changed_words, flaw_of, words_of
@@ -435,7 +435,7 @@ def _edits(
     open_ = [at for at in taken if len(benchmark.captions_of(at, True)) == 1]
     edits: dict[int, tuple[Edit, str]] = {}
     size = min(editor.chunk_size, 500)
-    with tqdm(total=len(open_), unit="caption", disable=not progress) as bar:
+    with new_bar("captions", len(open_), shown=progress) as bar:
         for start in range(0, len(open_), size):
             chunk = open_[start : start + size]
             wanted = []

@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from datasets import DatasetInfo, Features, List, Value
 from tqdm import tqdm
 
+from hard_positives.bars import new_bar
 from hard_positives.generation.captions import Captions, has_unfit_characters
 from hard_positives.generation.text_alone import TextAlone
 from hard_positives.names import public_name
@@ -371,7 +372,7 @@ class _Run:
         shutil.rmtree(folder, ignore_errors=True)
         counts: Counter = Counter()
         text_alone = TextAlone()
-        with tqdm(total=len(self.captions), unit="caption", disable=not progress) as bar:
+        with new_bar("captions", len(self.captions), shown=progress) as bar:
             rows = self.rows(edit_chunk, counts, text_alone, bar)
             info = DatasetInfo(description=self.description)
             build_parquet({"train": _Rows(self.features, info, rows)}, folder, progress=False)
@@ -567,7 +568,7 @@ def _edited(counts: Counter) -> int:
 
 
 def _shares(counts: Counter) -> str:
-    return f"without edit {1 - _edited(counts) / max(1, counts.total()):.0%}"
+    return f"{_edited(counts) / max(1, counts.total()):.0%} of edits made"
 
 
 def _nested(counts: Counter) -> dict[str, dict[str, int]]:

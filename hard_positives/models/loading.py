@@ -34,6 +34,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils import cached_file, extract_commit_hash
 from typing_extensions import Unpack
 
+from hard_positives.bars import bars_of_transformers_hidden
 from hard_positives.machine import processes
 from hard_positives.models.adapters import put_on
 from hard_positives.models.blind import BlindModel
@@ -83,6 +84,7 @@ Model = Encoder | Matcher | BlindModel
 GENERATIVE_CLASSES = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
+@bars_of_transformers_hidden()
 def load_model(
     model: str | Path | PreTrainedModel | Embedder | PairScorer | Callable,
     **settings: Unpack[Settings],
@@ -234,8 +236,9 @@ def damage_as_value_error(model: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # tokenizers and safetensors raise bare exceptions
-        told = isinstance(error, (OSError, ValueError, TypeError, ImportError))
-        if told and not isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
+        is_ours = str(error).startswith("Expected ")
+        told = isinstance(error, (OSError, ValueError, ImportError)) and "\n" not in str(error)
+        if is_ours or (told and not isinstance(error, (json.JSONDecodeError, UnicodeDecodeError))):
             raise
         raise ValueError(
             f"Expected {model} to hold a whole model with its tokenizer and image processor, got "

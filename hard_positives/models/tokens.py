@@ -35,7 +35,15 @@ def tokenize(
     if not captions:
         return []
     own = begin is None
-    token_ids = tokenizer(list(captions), verbose=False, add_special_tokens=own)["input_ids"]
+    try:
+        token_ids = tokenizer(list(captions), verbose=False, add_special_tokens=own)["input_ids"]
+    except Exception as error:
+        if type(error) is not Exception:  # all that tokenizers raises
+            raise
+        raise ValueError(
+            f"Expected the tokenizer to read captions, got: {str(error).rstrip('.')}. Its files "
+            "are damaged, or of another model: download or save it again."
+        ) from error
     if begin is not None:
         token_ids = [[begin, *ids] for ids in token_ids]
     _check_lengths(captions, token_ids, max_length(tokenizer, config))

@@ -19,6 +19,7 @@ import torch
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
+from hard_positives.bars import new_bar
 from hard_positives.machine import Options, Plan, is_main_process, processes
 from hard_positives.models.loading import Model
 from hard_positives.scoring.cache import EmbeddingCache, cache_root
@@ -190,10 +191,8 @@ def look_up(cache: Cache, *shares: Share) -> None:
 
 def progress_bar(share: Share, options: Options) -> tqdm:
     """Show how much of a share is computed."""
-    # disable=None: no bar where stderr is not a terminal.
-    shown = options.progress and is_main_process() and share.missing
-    name, total = share.name, share.count_missing()
-    return tqdm(total=total, desc=name, unit=f" {name}", disable=None if shown else True)
+    shown = options.progress and is_main_process() and bool(share.missing)
+    return new_bar(share.name, share.count_missing(), shown=shown)
 
 
 def announce(how: str, shares: Sequence[Share], options: Options) -> None:

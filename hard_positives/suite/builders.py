@@ -24,8 +24,8 @@ from urllib.parse import urlsplit
 from datasets import Dataset, Features, Image, List, Value, load_dataset
 from huggingface_hub import DatasetCardData
 from PIL import Image as PILImage
-from tqdm.auto import tqdm
 
+from hard_positives.bars import new_bar
 from hard_positives.suite.benchmarks import BenchmarkFile, known_benchmark
 from hard_positives_dataset.folders import new_folder
 from hard_positives_dataset.images import ImageFile, ImageStore, open_image_bytes
@@ -150,7 +150,7 @@ def _write(
     counts: Counter[str] = Counter()
     features = _features(rows[0])
     (folder / "data").mkdir()
-    with tqdm(total=len(rows), desc="rows", unit="row", disable=None if progress else True) as bar:
+    with new_bar("rows", len(rows), shown=progress) as bar:
         for split, of_split in groupby(rows, lambda row: row.split):
             for number, shard in enumerate(_shards(of_split)):
                 cells = [

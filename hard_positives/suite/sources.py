@@ -12,7 +12,7 @@ import glob
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from huggingface_hub import constants, metadata_load, try_to_load_from_cache
 from huggingface_hub.file_download import repo_folder_name
 
 import hard_positives_dataset
+from hard_positives.bars import bars_of_datasets_hidden
 from hard_positives.names import EMBEDDED_DATASET
 from hard_positives.suite.benchmarks import check_dataset_name
 from hard_positives.suite.rows import regular_file
@@ -96,7 +97,8 @@ def load_source(
         check_dataset_name(dataset)
     else:
         _check_folder_name(Path(dataset))
-    with _explained(str(dataset)) as files:
+    bars = nullcontext() if on_the_hub else bars_of_datasets_hidden()
+    with _explained(str(dataset)) as files, bars:
         # What load_dataset does; the builder alone knows the commit.
         builder = load_dataset_builder(str(dataset), config, revision=revision)
         if not on_the_hub:
@@ -194,8 +196,9 @@ def _explained(dataset: str) -> Iterator[list[str]]:
         if isinstance(error, known) and not isinstance(error, (pa.ArrowException, UnicodeError)):
             raise
         damaged = next((f"; {file} cannot be read" for file in files if not _is_whole(file)), "")
+        why = " ".join(str(cause).split()).rstrip(".")
         raise ValueError(
-            f"Expected {dataset} to be a whole dataset, got data that cannot be read: {cause}"
+            f"Expected {dataset} to be a whole dataset, got data that cannot be read: {why}"
             f"{damaged}. Build or download it again."
         ) from error
     finally:

@@ -1,5 +1,6 @@
 """The training side: the loss, what a batch holds, processes, kills, what is left behind."""
 
+import io
 import itertools
 import json
 import math
@@ -542,6 +543,26 @@ def test_the_result_is_a_clip_that_learnt_and_scores_as_was_recorded(tuned, held
     for name in ("original_accuracy", "augmented_accuracy", "brittleness"):
         assert record["after"][f"eval_rows_{name}"] == pytest.approx(macro[name], abs=1e-9)
     assert not (tuned / "checkpoints").exists()
+
+
+def test_a_terminal_is_told_steps_loss_and_figures(
+    tiny_clip, training_folder, held_out, tmp_path, monkeypatch
+):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    options = {"recipe": replace(SMALL, epochs=1), "held_out": held_out, "checkpoint_steps": 2}
+    finetune(tiny_clip, training_folder, tmp_path / "model", **options)
+    shown = sys.stderr.getvalue()
+    record = json.loads((tmp_path / "model" / "finetuning.json").read_text())
+    steps = record["history"][-1]["step"]
+    assert "steps: 100%|" in shown and f"{steps}/{steps}" in shown
+    brittleness = record["after"]["eval_rows_brittleness"]
+    figures = rf"step {steps}: rows original .*, rows brittleness {100 * brittleness:.1f}"
+    assert re.search(figures, shown)
+    assert "Loading weights" not in shown and "model shards" not in shown
 
 
 def test_the_card_states_data_shares_loss_and_figures(tuned, training_folder):

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from transformers import AutoProcessor, CLIPModel
 
 from attacks.identity import CHANGES, stale_cache
 from hard_positives import score
+from hard_positives.models import loading
 from hard_positives.models.identity import identify
 from hard_positives.scoring.cache import list_cache
 
@@ -201,5 +203,25 @@ def test_damaged_files_of_a_model_are_one_sentence(tiny_clip, tmp_path, triples,
     shutil.copytree(tiny_clip, folder)
     content = (folder / file).read_bytes()
     (folder / file).write_bytes(content[: int(len(content) * cut)])
-    with pytest.raises((ValueError, OSError)):
+    with pytest.raises((ValueError, OSError)) as told:
         score(folder, triples)
+    assert str(folder) in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_tokenizer_without_its_unknown_token_is_one_sentence(tmp_path, triples):
+    folder = tmp_path / "model"
+    shutil.copytree(Path(loading.__file__).parents[1] / "shapes_clip", folder)
+    for content in ("{}", '{"a": null}'):
+        (folder / "tokenizer_config.json").write_text(content)
+        with pytest.raises(ValueError, match="Expected the tokenizer to read captions, got: Unk"):
+            score(folder, triples)
+    (folder / "tokenizer.json").write_text("[]")
+    with pytest.raises(ValueError, match="model to hold a whole model with its tokenizer"):
+        score(folder, triples)
+
+
+def test_weights_are_loaded_without_the_bars_of_transformers(tiny_clip, capsys):
+    loading.load_model(tiny_clip)
+    assert capsys.readouterr().err == ""
+    CLIPModel.from_pretrained(tiny_clip)
+    assert "Loading weights" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """What the commands print: in a terminal, in a pipe, for machines; and how they end."""
 
+import fcntl
 import io
 import json
 import os
@@ -7,8 +8,10 @@ import pty
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +26,7 @@ from typer.testing import CliRunner
 import hard_positives
 from hard_positives import (
     EvaluationResult,
+    cli,
     compare,
     render_comparison,
     render_summary,
@@ -50,10 +54,12 @@ def run(*arguments: str) -> "CliRunner.Result":
     return CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
 
 
-def run_in_terminal(*arguments: str, **environment: str) -> tuple[str, int]:
-    """Run the command with a real terminal for its input and outputs."""
+def run_in_terminal(*arguments: str, **environment: str | None) -> tuple[str, int]:
+    """Run the command with a real terminal for its input and outputs; None unsets a variable."""
     ours, theirs = pty.openpty()
-    env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", **environment}
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    asked = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", **environment}
+    env = {name: value for name, value in asked.items() if value is not None}
     process = subprocess.Popen(
         [*COMMAND, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=env
     )
@@ -250,6 +256,57 @@ def test_an_interrupt_ends_with_130_and_one_sentence_wherever_it_comes(
 ):
     code, error, reached = at_a_moment(moment, "--workers", "2")
     assert (code, error, reached) == (130, sentence, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ((), RESUMES),
+        (("--no-cache",), AGAIN),
+        (("--no-cache", "--dataset", "shapes", "--dataset", "other"), RESUMES),
+    ],
+)
+def test_an_interrupt_says_that_the_command_resumes_where_it_does(monkeypatch, options, told):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_check_names", interrupted)
+    result = run("evaluate", *options)
+    assert (result.exit_code, result.stderr) == (130, told)
+    monkeypatch.setenv("RANK", "1")  # of several processes the first one speaks
+    result = run("evaluate", *options)
+    assert (result.exit_code, result.stderr) == (130, "")
+
+
+@pytest.mark.parametrize("command", ["models", "models --json"])
+def test_a_reader_that_has_gone_ends_a_command_without_a_word(command):
+    ours, theirs = os.pipe()
+    os.close(ours)  # as `| head` does when it has enough
+    done = subprocess.run(
+        [*COMMAND, *command.split()], stdout=theirs, stderr=subprocess.PIPE, text=True
+    )
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_another_pipe_that_broke_is_told(monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe of a worker")
+
+    monkeypatch.setattr(cli, "_check_names", broken)
+    assert run("evaluate").stderr == "Error: [Errno 32] Broken pipe of a worker\n"
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_our_bars_and_none_of_the_libraries(tiny_clip, folders, tmp_path):
+    own = {"HF_HOME": str(tmp_path), "HARD_POSITIVES_CACHE": str(tmp_path)}
+    unchosen = {"HF_DATASETS_DISABLE_PROGRESS_BARS": None}
+    dataset = EvaluationResult.load(folders[0]).signature["dataset"]["id"]
+    arguments = ("evaluate", str(tiny_clip), "--dataset", dataset)
+    printed, code = run_in_terminal(*arguments, **own, **unchosen)
+    assert code == 0, printed
+    assert "images: 100%" in printed and "captions: 100%" in printed
+    assert set(re.findall(r"(\w[\w ]*):? +\d+%", printed)) == {"images", "captions"}
 
 
 @pytest.mark.slow
