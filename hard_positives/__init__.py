@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # for editors and type checkers; what runs is the table below
     from hard_positives.models.protocols import Embedder, PairScorer
     from hard_positives.results.comparison import compare
     from hard_positives.results.evaluation import evaluate
+    from hard_positives.results.exports import write_comparison, write_figures
     from hard_positives.results.pages import write_report
     from hard_positives.results.result import EvaluationResult
     from hard_positives.results.several import evaluate_all
@@ -54,6 +55,8 @@ _HOMES = {
     "render_comparison": "results.tables",
     "render_summary": "results.tables",
     "render_table": "results.tables",
+    "write_comparison": "results.exports",
+    "write_figures": "results.exports",
     "write_report": "results.pages",
     "read_captions": "generation.captions",
     "generate": "generation.run",
@@ -94,6 +97,8 @@ __all__ = [
     "render_summary",
     "render_table",
     "score",
+    "write_comparison",
+    "write_figures",
     "write_report",
 ]
 

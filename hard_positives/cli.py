@@ -4,7 +4,7 @@ Heavy imports stand inside the commands, so that ``--help`` answers at once.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial, partialmethod
@@ -166,6 +166,27 @@ BaseUrl = Annotated[
 Temperature = Annotated[float, typer.Option(help="The model's temperature, 0 or more.")]
 InFlight = Annotated[int, typer.Option(help="Requests under way at one time.")]
 Seed = Annotated[int, typer.Option(help="Another seed makes other edits.")]
+
+
+def _table_file(name: str) -> Path:
+    from hard_positives.results.exports import check_format
+
+    try:
+        return check_format(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+TableFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--table",
+        metavar="FILE",
+        parser=_table_file,
+        help="Write the table to a file, too, as its name ends: .csv (every figure, as fractions), "
+        ".md or .tex; repeat for more.",
+    ),
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print JSON for machines: fractions, nothing rounded.")
 ]
@@ -429,6 +450,7 @@ def evaluate(
             rich_help_panel=COLUMNS_PANEL,
         ),
     ] = False,
+    table: TableFiles = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -439,7 +461,13 @@ def evaluate(
 
     models, datasets = models or ["shapes_clip"], dataset or ["shapes"]
     _check_names(models, datasets, adapter)
-    from hard_positives import Columns, evaluate_all, render_authors, render_table
+    from hard_positives import (
+        Columns,
+        evaluate_all,
+        render_authors,
+        render_table,
+        write_figures,
+    )
     from hard_positives import evaluate as evaluate_model
     from hard_positives.machine import is_main_process
     from hard_positives.names import printable
@@ -485,6 +513,7 @@ def evaluate(
         results = evaluate_all(models, datasets, output, **options, tell=tell)
         if is_main_process():
             _show_all(results, as_json=as_json)
+            _write_tables(write_figures, results, table)
         return
     [model_name], [dataset_name] = models, datasets
     if output is not None:
@@ -500,6 +529,7 @@ def evaluate(
         return
     if output is not None:
         result.save(output)
+    _write_tables(write_figures, [result], table)
     if as_json:
         typer.echo(json.dumps({"signature": result.signature, **result.figures}, indent=2))
         return
@@ -537,6 +567,13 @@ def _show_all(results: list["EvaluationResult"], *, as_json: bool) -> None:
     rich.print(render_summary(results))
     for result in results:
         typer.echo(printable(result.signature_line))
+
+
+def _write_tables(
+    write: Callable[..., Path], results: list["EvaluationResult"], table: list[Path] | None
+) -> None:
+    for path in table or ():
+        write(results, path)
 
 
 @app.command()
@@ -634,6 +671,7 @@ def compare(
     others: Annotated[
         list[Path], typer.Argument(metavar="SECOND", help="Folders with the results to judge.")
     ],
+    table: TableFiles = None,
     as_json: Json = False,
 ) -> None:
     """Compare models on the same rows: differences, intervals, p-values.
@@ -645,12 +683,13 @@ def compare(
 
     import rich
 
-    from hard_positives import EvaluationResult, render_comparison
+    from hard_positives import EvaluationResult, render_comparison, write_comparison
     from hard_positives import compare as compare_results
     from hard_positives.names import printable
     from hard_positives.results.tables import render_ranking
 
     base, *judged = results = [EvaluationResult.load(folder) for folder in (first, *others)]
+    _write_tables(write_comparison, results, table)
     if as_json:
         found = [list(map(asdict, compare_results(base, other))) for other in judged]
         typer.echo(json.dumps(found if len(found) > 1 else found[0], indent=2))

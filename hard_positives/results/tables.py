@@ -30,6 +30,7 @@ from hard_positives.results.figures import (
     no_interval,
     percent,
     preparation_of,
+    rows_of,
     shown_figures,
 )
 from hard_positives.results.result import EvaluationResult
@@ -162,7 +163,7 @@ def render_summary(results: Sequence[EvaluationResult]) -> Table:
             macro = {**figures["macro"], "num_examples": figures["num_examples"]}
             for hidden in set(names) - shown:
                 macro.pop(hidden, None)
-            key = (dataset_name_of(result), result.signature["dataset"]["content_sha256"], split)
+            key = (dataset_name_of(result), rows_of(result), split)
             parts.setdefault(key, []).append((label, macro))
     for (dataset, _, split), lines in parts.items():
         table.add_row(_text(f"{dataset} {split}", "bold"))
