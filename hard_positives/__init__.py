@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # for editors and type checkers; what runs is the table below
     from hard_positives.generation.run import generate
     from hard_positives.hub.dataset import publish_dataset
     from hard_positives.hub.metric import publish_metric
+    from hard_positives.hub.model import publish_model
     from hard_positives.hub.results import publish_results
     from hard_positives.models.protocols import Embedder, PairScorer
     from hard_positives.results.comparison import compare
@@ -69,6 +70,7 @@ _HOMES = {
     "RECIPES": "finetuning.recipes",
     "publish_dataset": "hub.dataset",
     "publish_metric": "hub.metric",
+    "publish_model": "hub.model",
     "publish_results": "hub.results",
 }
 __all__ = [
@@ -90,6 +92,7 @@ __all__ = [
     "generate",
     "publish_dataset",
     "publish_metric",
+    "publish_model",
     "publish_results",
     "read_captions",
     "render_authors",

@@ -61,7 +61,7 @@ app = _Program(
 )
 publish = _Program(
     cls=_Group,
-    help="Publish the dataset, the metric or results on the Hugging Face Hub.",
+    help="Publish a dataset, a tuned model, the metric or results on the Hugging Face Hub.",
     no_args_is_help=True,
 )
 app.add_typer(publish, name="publish")
@@ -1010,22 +1010,50 @@ def publish_dataset(
         bool, typer.Option("--create-pr", help="Offer a pull request instead of committing.")
     ] = False,
     evaluation_framework: Annotated[
-        str | None,
-        typer.Option(help="Add an eval.yaml with this framework, out of the Hub's own list."),
-    ] = None,
+        str,
+        typer.Option(help="What eval.yaml names, out of the Hub's own list; none: no eval.yaml."),
+    ] = "mteb",
 ) -> None:
-    """Publish a built folder with a complete card and a picture of examples."""
+    """Publish a built folder with a complete card, a picture of examples and its eval.yaml."""
     from hard_positives.hub import dataset as hub
 
+    framework = None if evaluation_framework == "none" else evaluation_framework
     _tell(
         hub.publish_dataset(
-            folder,
-            repo_id,
-            private=private,
-            create_pr=create_pr,
-            evaluation_framework=evaluation_framework,
+            folder, repo_id, private=private, create_pr=create_pr, evaluation_framework=framework
         )
     )
+    if framework:
+        typer.echo(
+            f"eval.yaml names {framework}. Results can name its tasks now; the Hub shows a "
+            "leaderboard once it lists the dataset as a benchmark (beta: ask in the discussion at "
+            f"{hub.REGISTER}). It sorts by value: of a task that ends in lower_is_better, the "
+            "lowest is best."
+        )
+
+
+@publish.command("model")
+@_in_sentences(resumes=True)
+def publish_model(
+    folder: Annotated[Path, typer.Argument(help="Folder from `hard-positives finetune`.")],
+    repo_id: Annotated[str, typer.Argument(help="organization/name of the model on the Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make it private.")] = False,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Offer a pull request instead of committing.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print which files would go up.")
+    ] = False,
+) -> None:
+    """Publish a tuned model with its card, its record and its figures on held-out rows."""
+    from hard_positives.hub import model as hub
+
+    publication = hub.publish_model(
+        folder, repo_id, private=private, create_pr=create_pr, dry_run=dry_run
+    )
+    typer.echo(publication.diff, nl=False)
+    if not (dry_run and publication.diff):
+        _tell(publication)
 
 
 @publish.command("metric")

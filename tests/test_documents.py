@@ -146,7 +146,7 @@ BELOW = {
     "results": {"suite", "models", "scoring"},
     "finetuning": {"suite", "models", "scoring"},
     "generation": {"suite"},
-    "hub": {"suite", "models", "results"},
+    "hub": {"suite", "models", "results", "finetuning"},
 }
 
 

@@ -281,9 +281,8 @@ def test_a_second_publication_of_the_dataset_changes_nothing(stand_in, client, b
     commits, before = len(published.commits), dict(published.files)
     done = client("publish", "dataset", built, DATASET)
     assert done.code == 0
-    assert done.out == f"Nothing to change: {stand_in.url}/datasets/{DATASET}/commit/" + (
-        f"{published.refs['main']}\n"
-    )
+    address = f"{stand_in.url}/datasets/{DATASET}/commit/{published.refs['main']}"
+    assert done.out.splitlines()[0] == f"Nothing to change: {address}"
     assert (len(published.commits), published.files) == (commits, before)
     assert not [request for request in stand_in.requests if request.startswith("PUT")]
 
@@ -296,7 +295,7 @@ def test_parquet_files_that_the_folder_lacks_leave_the_repository(stand_in, clie
     )
     assert client("publish", "dataset", built, "org/older").code == 0
     assert set(repository.files) == {
-        *("README.md", "examples.png", "data/replace-00000-of-00001.parquet"),
+        *("README.md", "eval.yaml", "examples.png", "data/replace-00000-of-00001.parquet"),
         *("data/notes.txt", "LICENSE"),
     }
     assert len(repository.commits) == 2
@@ -312,17 +311,35 @@ def test_private_means_private_or_nothing_is_sent(stand_in, client, built):
     assert len(public.commits) == 1
 
 
-def test_an_eval_yaml_is_there_only_where_a_framework_is_named(stand_in, client, built, published):
-    assert "eval.yaml" not in published.files
-    named = ("--evaluation-framework", "mteb")
-    assert client("publish", "dataset", built, "org/benchmark", *named).code == 0
-    files = stand_in.repositories["datasets", "org/benchmark"].files
-    benchmark = yaml.safe_load(files["eval.yaml"])
+def test_an_eval_yaml_names_the_tasks_that_results_name(
+    stand_in, client, built, published, results
+):
+    benchmark = yaml.safe_load(published.files["eval.yaml"])
     assert benchmark["evaluation_framework"] == "mteb"
-    assert benchmark["tasks"] == [
-        {"id": f"replace_{figure}", "config": "default", "split": "replace"}
-        for figure in ("original_accuracy", "augmented_accuracy", "brittleness")
-    ]
+    ids = [task.pop("id") for task in benchmark["tasks"]]
+    assert benchmark["tasks"] == [{"config": "default", "split": "replace"}] * 3
+    files = _eval_results(EvaluationResult.load(results))
+    assert ids == [yaml.safe_load(content)[0]["dataset"]["task_id"] for content in files.values()]
+    assert [name.endswith("_lower_is_better") for name in ids] == [False, False, True]
+    notes = [yaml.safe_load(content)[0]["notes"] for content in files.values()]
+    assert [note.split(" is better; ")[0] for note in notes] == ["higher", "higher", "lower"]
+
+
+def test_what_the_hub_makes_of_an_eval_yaml_is_told(stand_in, client, built):
+    options = ("publish", "dataset", built, "org/benchmark", "--evaluation-framework")
+    done = client(*options, "none")
+    assert done.code == 0 and "eval.yaml" not in done.out
+    files = stand_in.repositories["datasets", "org/benchmark"].files
+    assert "eval.yaml" not in files
+    message = "eval.yaml: evaluation_framework must be one of mteb, inspect-ai"
+    stand_in.fail("POST", ".*/benchmark/commit/main", 400, message=message)
+    done = client(*options, "ours")
+    assert done.code == 1
+    assert f"got 400 ({message}). Repair what it names; of eval.yaml, choose another" in done.err
+    done = client(*options, "mteb")
+    assert "eval.yaml names mteb." in done.out and "the lowest is best" in done.out
+    files = stand_in.repositories["datasets", "org/benchmark"].files
+    assert yaml.safe_load(files["eval.yaml"])["evaluation_framework"] == "mteb"
 
 
 def test_a_pull_request_to_a_dataset_leaves_its_main_branch(stand_in, client, built):
@@ -633,7 +650,8 @@ def our_results(card: bytes) -> list[dict]:
 
 def assert_one_complete_entry(files: dict[str, bytes]) -> None:
     assert sorted(entry.task_id for entry in entries(files)) == [
-        f"replace_{figure}" for figure in ("augmented_accuracy", "brittleness", "original_accuracy")
+        *("replace_augmented_accuracy", "replace_brittleness_lower_is_better"),
+        "replace_original_accuracy",
     ]
     [result] = our_results(files["README.md"])
     assert len(result["metrics"]) == 6  # three figures, as published and clean
@@ -682,7 +700,7 @@ print(json.dumps(
         assert read == {name: round(figures[name], 4) for name in read}
         assert len(read) == 3
     figures = result.metrics["as_published"]["replace"]["macro"]
-    assert {e["task_id"]: e["value"] for e in found} == {
+    assert {e["task_id"].removesuffix("_lower_is_better"): e["value"] for e in found} == {
         f"replace_{name}": round(figures[name], 4)
         for name in ("original_accuracy", "augmented_accuracy", "brittleness")
     }
