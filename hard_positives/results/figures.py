@@ -195,6 +195,11 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}"
 
 
+def signed(fraction: float) -> str:
+    """A difference in percent, with its sign."""
+    return f"{100 * fraction:+.1f}"
+
+
 def interval(figures: dict[str, Any], name: str) -> str:
     """The ends of a figure's 95 % interval, in percent."""
     low, high = figures[f"{name}_ci_low"], figures[f"{name}_ci_high"]

@@ -29,6 +29,7 @@ from hard_positives.results.figures import (
     interval,
     percent,
     rows_of,
+    signed,
 )
 from hard_positives.results.gallery import Gallery, choose_examples
 from hard_positives.results.overview import overview_of
@@ -203,7 +204,7 @@ def _render(parts: Sequence[dict[str, Any]]) -> tuple[str, str]:
         undefined=jinja2.StrictUndefined,
         finalize=_shown,
     )
-    filters = (percent, plain, _fenced, interval, half_interval, mark_edits)
+    filters = (percent, plain, _fenced, interval, half_interval, signed, mark_edits)
     environment.filters["zip"] = zip
     environment.filters |= {function.__name__.strip("_"): function for function in filters}
     content = parts[0] if len(parts) == 1 else overview_of(parts)

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from hard_positive_metric import compute_metrics
 from hard_positives.results.authors import AuthorsValue
+from hard_positives.results.comparison import PairedDifference, compare, means_of
 from hard_positives.results.figures import (
     TITLES,
     VIEW_TITLES,
@@ -138,6 +139,7 @@ def content_of(models: Sequence[Model], gallery: Gallery, no_pictures: str) -> d
         "panels": [
             panel_of(line, models, chance[0][1]) for line in headlines if "brittleness" in titles
         ],
+        "differences": _differences(models),
         "outcome_lines": [
             Line(label, [figures["groups"][label] for figures in of_models])
             for of_models in splits.values()
@@ -168,6 +170,28 @@ def content_of(models: Sequence[Model], gallery: Gallery, no_pictures: str) -> d
         "gallery": gallery,
         "no_pictures": no_pictures,
     }
+
+
+@dataclass(frozen=True)
+class DifferencesLine:
+    """How the other models differ from the first one on the rows of a split, figure by figure."""
+
+    label: str
+    num_examples: int
+    rows: list[tuple[Model, dict[str, PairedDifference]]]
+
+
+def _differences(models: Sequence[Model]) -> list[tuple[str, list[DifferencesLine]]]:
+    """Of each view the means over categories of every split; nothing where there is one model."""
+    first, *others = models
+    compared = [(model, means_of(compare(first.result, model.result))) for model in others]
+    lines: dict[str, list[DifferencesLine]] = {}
+    for view, split in compared[0][1] if compared else ():
+        if view in distinct_views(first.result):
+            rows = [(model, of_model[view, split]) for model, of_model in compared]
+            number = next(iter(rows[0][1].values())).num_examples
+            lines.setdefault(VIEW_TITLES[view], []).append(DifferencesLine(split, number, rows))
+    return list(lines.items())
 
 
 @dataclass(frozen=True)
