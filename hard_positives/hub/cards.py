@@ -96,6 +96,33 @@ def add_metadata(card: str, values: dict[str, Any]) -> str:
     return _edited(card, [(start, start, _lines(missing, _newline(card)) + _newline(card))])
 
 
+def add_config(card: str, config: dict[str, Any]) -> str:
+    """Put a config behind the last one of a dataset's card, unless it is there.
+
+    Raises:
+        ValueError: The front matter is no YAML mapping, or has no list of configs.
+    """
+    card, start, end = _with_front_matter(card)
+    block = card[start:end]
+    before = _parse(block) or {}
+    if config in before.get("configs", []):
+        return card
+    root = yaml.compose(block, Loader=yaml.SafeLoader)
+    nodes = {key.value: value for key, value in root.value} if root else {}
+    sequence = nodes.get("configs")
+    new = block
+    if sequence is not None and before["configs"]:
+        at, newline = _end(block, sequence), _newline(card)
+        item = _item([config], sequence.start_mark.column, newline)
+        new = _edited(block, [(at, at, newline + item)])
+    if not _says(new, {**before, "configs": [*before.get("configs", []), config]}):
+        raise ValueError(
+            "Expected the card's configs to be a list in block style, got another form. Write it "
+            "as hard-positives build does."
+        )
+    return card[:start] + new + card[end:]
+
+
 def merge_results(
     card: str, model_name: str, results: Sequence[_Result], replaces: Callable[[_Result], Any]
 ) -> str:

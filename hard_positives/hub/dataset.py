@@ -1,6 +1,7 @@
 """Publish a Parquet folder as a dataset repository with a complete card."""
 
 import io
+import tempfile
 import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from hard_positives.hub.cards import FIGURES, TASK, add_metadata, task_of
+from hard_positives.hub.cards import FIGURES, TASK, add_config, add_metadata, task_of
+from hard_positives.hub.questions import CONFIG, card_config, inspect_task, write_questions
 from hard_positives.hub.repository import (
     Publication,
     as_yaml,
@@ -67,8 +69,10 @@ def publish_dataset(
         create_pr: Offer a pull request to a repository that is there, instead of a commit.
         evaluation_framework: Named in ``eval.yaml``, which makes the repository a benchmark whose
             tasks results can name: `hard_positives.mteb` runs them. The Hub takes only names of a
-            list of its own, and shows a leaderboard once it lists the dataset, too (beta). None
-            leaves the file out, and one that is there stays.
+            list of its own, and shows a leaderboard once it lists the dataset, too (beta).
+            ``"inspect-ai"`` adds a config ``yes_no``, which it asks generative models: every
+            caption of every row as a question, with the image as a data URI. None leaves the file
+            out, and one that is there stays.
 
     Returns:
         The commit or pull request.
@@ -91,14 +95,18 @@ def publish_dataset(
         _PICTURE: _draw_examples(_examples(files)),
         **{f"data/{file.name}": file for file in files},
     }
-    if evaluation_framework is not None:
-        additions["eval.yaml"] = _benchmark_file(_splits(files), evaluation_framework)
     title = "Publish the hard-positives benchmark"
-    with hub_errors(repo_id):
+    with tempfile.TemporaryDirectory() as scratch, hub_errors(repo_id):
+        if evaluation_framework is not None:
+            additions["eval.yaml"] = _benchmark_file(_splits(files), evaluation_framework)
+        if evaluation_framework == "inspect-ai":
+            additions["README.md"] = add_config(card, card_config(_splits(files))).encode()
+            for file in write_questions(files, Path(scratch)):
+                additions[f"{CONFIG}/{file.name}"] = file
         repository = open_repository(
             repo_id, "dataset", title, create_pr=create_pr, private=private
         )
-        return repository.commit(additions, mirrored="data/*.parquet")
+        return repository.commit(additions, mirrored=("data/*.parquet", f"{CONFIG}/*.parquet"))
 
 
 def _dataset_files(folder: Path) -> list[Path]:
@@ -179,14 +187,18 @@ def _dataset_card(card: str, files: Sequence[Path], repo_id: str) -> str:
     return card.replace("<this folder or repository>", repo_id)
 
 
-def _tasks_of(splits: Sequence[str]) -> list[str]:
-    """The ids of a published dataset's tasks; its rows are no sets."""
+def _tasks_of(splits: Sequence[str]) -> list[dict[str, Any]]:
+    """The tasks that results name; the rows of a published dataset are no sets."""
     figures = [figure for figure in FIGURES if figure != "set_accuracy"]
-    return [task_of(split, figure) for split in splits for figure in figures]
+    return [
+        {"id": task_of(split, figure), "config": "default", "split": split}
+        for split in splits
+        for figure in figures
+    ]
 
 
 def _benchmark_file(splits: Sequence[str], evaluation_framework: str) -> bytes:
-    benchmark = {
+    benchmark: dict[str, Any] = {
         "name": "Hard Positives",
         "description": (
             "Does a model prefer what is true, reworded or not, to what is false? Figures are "
@@ -194,12 +206,11 @@ def _benchmark_file(splits: Sequence[str], evaluation_framework: str) -> bytes:
             "lower."
         ),
         "evaluation_framework": evaluation_framework,
-        "tasks": [
-            {"id": task, "config": "default", "split": split}
-            for split in splits
-            for task in _tasks_of([split])
-        ],
+        "tasks": _tasks_of(splits),
     }
+    if evaluation_framework == "inspect-ai":  # which takes no tasks but those that it can run
+        benchmark["description"] = "Is what a caption says true of the picture? Yes or no."
+        benchmark["tasks"] = [inspect_task(split) for split in splits]
     return as_yaml(benchmark)
 
 

@@ -6,7 +6,7 @@ which token and through which proxy is `huggingface_hub`'s business (``HF_ENDPOI
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -94,19 +94,19 @@ class Repository:
         return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
 
     def commit(
-        self, additions: Mapping[str, bytes | Path], mirrored: str | None = None
+        self, additions: Mapping[str, bytes | Path], mirrored: Sequence[str] = ()
     ) -> Publication:
-        """Add files, and delete those that fit the pattern ``mirrored`` and are not added."""
+        """Add files, and delete those that fit a pattern of ``mirrored`` and are not added."""
         api = HfApi()
         place: dict[str, Any] = {"repo_type": self.type, "revision": self.revision}
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(path, content) for path, content in additions.items()
         ]
-        if mirrored is not None:
+        if mirrored:
             operations += [
                 CommitOperationDelete(path, is_folder=False)
                 for path in api.list_repo_files(self.id, **place)
-                if PurePosixPath(path).match(mirrored) and path not in additions
+                if any(map(PurePosixPath(path).match, mirrored)) and path not in additions
             ]
         info = api.create_commit(
             self.id,

@@ -62,7 +62,7 @@ def labels_of(results: Sequence[EvaluationResult]) -> list[str]:
     The same model on several datasets has one name; on one dataset no two names are the same.
     """
     rows = [rows_of(result) for result in results]
-    names = [(label_of(result),) for result in results]
+    names: list[tuple[str, ...]] = [(label_of(result),) for result in results]
     for part in TELLING:
         for name in dict.fromkeys(names):
             places = [place for place, other in enumerate(names) if other == name]
