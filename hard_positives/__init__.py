@@ -23,10 +23,12 @@ if TYPE_CHECKING:  # for editors and type checkers; what runs is the table below
     from hard_positives.generation.run import generate
     from hard_positives.hub.dataset import publish_dataset
     from hard_positives.hub.metric import publish_metric
+    from hard_positives.hub.model import publish_model
     from hard_positives.hub.results import publish_results
     from hard_positives.models.protocols import Embedder, PairScorer
     from hard_positives.results.comparison import compare
     from hard_positives.results.evaluation import evaluate
+    from hard_positives.results.exports import write_comparison, write_figures
     from hard_positives.results.pages import write_report
     from hard_positives.results.result import EvaluationResult
     from hard_positives.results.several import evaluate_all
@@ -55,6 +57,8 @@ _HOMES = {
     "render_comparison": "results.tables",
     "render_summary": "results.tables",
     "render_table": "results.tables",
+    "write_comparison": "results.exports",
+    "write_figures": "results.exports",
     "write_report": "results.pages",
     "read_captions": "generation.captions",
     "generate": "generation.run",
@@ -68,6 +72,7 @@ _HOMES = {
     "RECIPES": "finetuning.recipes",
     "publish_dataset": "hub.dataset",
     "publish_metric": "hub.metric",
+    "publish_model": "hub.model",
     "publish_results": "hub.results",
 }
 __all__ = [
@@ -89,6 +94,7 @@ __all__ = [
     "generate",
     "publish_dataset",
     "publish_metric",
+    "publish_model",
     "publish_results",
     "read_captions",
     "render_authors",
@@ -97,6 +103,8 @@ __all__ = [
     "render_table",
     "score",
     "write_accepted",
+    "write_comparison",
+    "write_figures",
     "write_report",
 ]
 

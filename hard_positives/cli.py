@@ -71,7 +71,7 @@ app = _Program(
 )
 publish = _Program(
     cls=_Group,
-    help="Publish the dataset, the metric or results on the Hugging Face Hub.",
+    help="Publish a dataset, a tuned model, the metric or results on the Hugging Face Hub.",
     no_args_is_help=True,
 )
 app.add_typer(publish, name="publish")
@@ -176,6 +176,27 @@ BaseUrl = Annotated[
 Temperature = Annotated[float, typer.Option(help="The model's temperature, 0 or more.")]
 InFlight = Annotated[int, typer.Option(help="Requests under way at one time.")]
 Seed = Annotated[int, typer.Option(help="Another seed makes other edits.")]
+
+
+def _table_file(name: str) -> Path:
+    from hard_positives.results.exports import check_format
+
+    try:
+        return check_format(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+TableFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--table",
+        metavar="FILE",
+        parser=_table_file,
+        help="Write the table to a file, too, as its name ends: .csv (every figure, as fractions), "
+        ".md or .tex; repeat for more.",
+    ),
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print JSON for machines: fractions, nothing rounded.")
 ]
@@ -472,6 +493,7 @@ def evaluate(
             rich_help_panel=COLUMNS_PANEL,
         ),
     ] = False,
+    table: TableFiles = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -482,7 +504,13 @@ def evaluate(
 
     models, datasets = models or ["shapes_clip"], dataset or ["shapes"]
     _check_names(models, datasets, adapter)
-    from hard_positives import Columns, evaluate_all, render_authors, render_table
+    from hard_positives import (
+        Columns,
+        evaluate_all,
+        render_authors,
+        render_table,
+        write_figures,
+    )
     from hard_positives import evaluate as evaluate_model
     from hard_positives.machine import is_main_process
     from hard_positives.names import printable
@@ -528,6 +556,7 @@ def evaluate(
         results = evaluate_all(models, datasets, output, **options, tell=tell)
         if is_main_process():
             _show_all(results, as_json=as_json)
+            _write_tables(write_figures, results, table)
         return
     [model_name], [dataset_name] = models, datasets
     if output is not None:
@@ -543,6 +572,7 @@ def evaluate(
         return
     if output is not None:
         result.save(output)
+    _write_tables(write_figures, [result], table)
     if as_json:
         typer.echo(json.dumps({"signature": result.signature, **result.figures}, indent=2))
         return
@@ -580,6 +610,13 @@ def _show_all(results: list["EvaluationResult"], *, as_json: bool) -> None:
     rich.print(render_summary(results))
     for result in results:
         typer.echo(printable(result.signature_line))
+
+
+def _write_tables(
+    write: Callable[..., Path], results: list["EvaluationResult"], table: list[Path] | None
+) -> None:
+    for path in table or ():
+        write(results, path)
 
 
 @app.command()
@@ -677,6 +714,7 @@ def compare(
     others: Annotated[
         list[Path], typer.Argument(metavar="SECOND", help="Folders with the results to judge.")
     ],
+    table: TableFiles = None,
     as_json: Json = False,
 ) -> None:
     """Compare models on the same rows: differences, intervals, p-values.
@@ -688,12 +726,13 @@ def compare(
 
     import rich
 
-    from hard_positives import EvaluationResult, render_comparison
+    from hard_positives import EvaluationResult, render_comparison, write_comparison
     from hard_positives import compare as compare_results
     from hard_positives.names import printable
     from hard_positives.results.tables import render_ranking
 
     base, *judged = results = [EvaluationResult.load(folder) for folder in (first, *others)]
+    _write_tables(write_comparison, results, table)
     if as_json:
         found = [list(map(asdict, compare_results(base, other))) for other in judged]
         typer.echo(json.dumps(found if len(found) > 1 else found[0], indent=2))
@@ -1076,22 +1115,50 @@ def publish_dataset(
         bool, typer.Option("--create-pr", help="Offer a pull request instead of committing.")
     ] = False,
     evaluation_framework: Annotated[
-        str | None,
-        typer.Option(help="Add an eval.yaml with this framework, out of the Hub's own list."),
-    ] = None,
+        str,
+        typer.Option(help="What eval.yaml names, out of the Hub's own list; none: no eval.yaml."),
+    ] = "mteb",
 ) -> None:
-    """Publish a built folder with a complete card and a picture of examples."""
+    """Publish a built folder with a complete card, a picture of examples and its eval.yaml."""
     from hard_positives.hub import dataset as hub
 
+    framework = None if evaluation_framework == "none" else evaluation_framework
     _tell(
         hub.publish_dataset(
-            folder,
-            repo_id,
-            private=private,
-            create_pr=create_pr,
-            evaluation_framework=evaluation_framework,
+            folder, repo_id, private=private, create_pr=create_pr, evaluation_framework=framework
         )
     )
+    if framework:
+        typer.echo(
+            f"eval.yaml names {framework}. Results can name its tasks now; the Hub shows a "
+            "leaderboard once it lists the dataset as a benchmark (beta: ask in the discussion at "
+            f"{hub.REGISTER}). It sorts by value: of a task that ends in lower_is_better, the "
+            "lowest is best."
+        )
+
+
+@publish.command("model")
+@_in_sentences(resumes=True)
+def publish_model(
+    folder: Annotated[Path, typer.Argument(help="Folder from `hard-positives finetune`.")],
+    repo_id: Annotated[str, typer.Argument(help="organization/name of the model on the Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make it private.")] = False,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Offer a pull request instead of committing.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print which files would go up.")
+    ] = False,
+) -> None:
+    """Publish a tuned model with its card, its record and its figures on held-out rows."""
+    from hard_positives.hub import model as hub
+
+    publication = hub.publish_model(
+        folder, repo_id, private=private, create_pr=create_pr, dry_run=dry_run
+    )
+    typer.echo(publication.diff, nl=False)
+    if not (dry_run and publication.diff):
+        _tell(publication)
 
 
 @publish.command("metric")

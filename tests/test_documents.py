@@ -147,7 +147,7 @@ BELOW = {
     "results": {"suite", "models", "scoring", "review"},
     "finetuning": {"suite", "models", "scoring"},
     "generation": {"suite"},
-    "hub": {"suite", "models", "results"},
+    "hub": {"suite", "models", "results", "finetuning"},
 }
 
 

@@ -33,11 +33,12 @@ def _seal_of(checkpoint: Path) -> str:
     lines = [checkpoint.name]
     for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
         if path != checkpoint / SEAL:
-            lines.append(f"{_digest(path)}  {path.relative_to(checkpoint).as_posix()}")
+            lines.append(f"{digest_of(path)}  {path.relative_to(checkpoint).as_posix()}")
     return "\n".join([*lines, ""])
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

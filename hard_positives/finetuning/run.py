@@ -35,9 +35,10 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from hard_positives.bars import bars_of_transformers_hidden
-from hard_positives.finetuning.checkpoints import in_order, last_whole
+from hard_positives.finetuning.checkpoints import digest_of, in_order, last_whole
 from hard_positives.finetuning.overlap import find_overlap, overlap_in_words, warn_of_overlap
 from hard_positives.finetuning.recipes import RECIPES, Recipe, check_choice
+from hard_positives.finetuning.record import CARD, RECORD, read_record, write_record
 from hard_positives.finetuning.rows import (
     TrainingRows,
     check_lengths,
@@ -61,7 +62,7 @@ from hard_positives_dataset.folders import (
     write_whole,
 )
 
-_RECORD, _CARD, _CHECKPOINTS = "finetuning.json", "README.md", "checkpoints"
+_CHECKPOINTS = "checkpoints"
 
 
 def finetune(
@@ -184,7 +185,7 @@ def _train(trainer: ContrastiveTrainer, processor: ProcessorMixin, output: Path)
         # The checkpoints before the card, which says that all is done: none is left in what is.
         if (output / _CHECKPOINTS).exists():
             shutil.rmtree(output / _CHECKPOINTS)
-        with write_whole(output / _CARD) as partial:
+        with write_whole(output / CARD) as partial:
             partial.write_text(_card(record), encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
 
@@ -198,7 +199,7 @@ def _trained(
     # Nearly always one number; several where a run was resumed with more or fewer processes.
     numbers = {*record.get("num_processes", []), processes().num_processes}
     record["num_processes"] = sorted(numbers)
-    _write_record(output, record)
+    _record(output, record)
     trainer.train(resume_from_checkpoint=_last_checkpoint(output / _CHECKPOINTS))
     record["after"] = trainer.evaluate() if trainer.eval_dataset else {}
     record["history"] = trainer.state.log_history
@@ -236,11 +237,12 @@ def _leave(
     try:
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(aside)
         processor.save_pretrained(aside)
-        for path in sorted(aside.iterdir()):
-            put_in_place(path, output / path.name)
+        record["files"] = {path.name: digest_of(path) for path in sorted(aside.iterdir())}
+        for name in record["files"]:
+            put_in_place(aside / name, output / name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    _write_record(output, record)
+    _record(output, record)
 
 
 @contextmanager
@@ -382,8 +384,8 @@ def _lock(output: Path) -> Iterator[None]:
 def _check_output(output: Path) -> None:
     """Refuse a finished model and what is not ours; every process looks."""
     advice = "Choose another folder, or remove it."
-    if (output / _RECORD).is_file():
-        if (output / _CARD).is_file():
+    if (output / RECORD).is_file():
+        if (output / CARD).is_file():
             raise FileExistsError(
                 f"Expected {output} to be absent or empty, got a finished model. {advice}"
             )
@@ -395,14 +397,14 @@ def _check_output(output: Path) -> None:
 
 def _begin_or_resume(output: Path, settings: dict[str, Any]) -> None:
     """Make the folder, or find that it is of the same run; every process looks, one writes."""
-    if (output / _RECORD).is_file():
+    if (output / RECORD).is_file():
         _check_same_run(output, settings)
     processes().wait_for_everyone()
-    if is_main_process() and not (output / _RECORD).is_file():
+    if is_main_process() and not (output / RECORD).is_file():
         output.mkdir(parents=True, exist_ok=True)
         names = ("hard-positives", "accelerate", "datasets", "torch", "transformers")
         versions = {name: version(name) for name in names}
-        _write_record(output, {"settings": settings, "versions": versions})
+        _record(output, {"settings": settings, "versions": versions})
     processes().wait_for_everyone()
 
 
@@ -417,6 +419,11 @@ def _check_same_run(output: Path, settings: dict[str, Any]) -> None:
         )
 
 
+def _record(output: Path, record: dict[str, Any]) -> None:
+    if is_main_process():
+        write_record(output, record)
+
+
 def _by_name(settings: dict[str, Any]) -> dict[str, Any]:
     """Flatten to `model content_sha256` and the like; the same content may go by another name."""
     flat = {}
@@ -424,32 +431,6 @@ def _by_name(settings: dict[str, Any]) -> dict[str, Any]:
         parts = value if isinstance(value, dict) else {"": value}
         flat |= {f"{name} {part}".rstrip(): found for part, found in parts.items()}
     return {name: value for name, value in flat.items() if not name.endswith((" id", " revision"))}
-
-
-def read_record(output: Path) -> dict[str, Any]:
-    """Read what a run has written down of itself; a ValueError that names the file if damaged."""
-    try:
-        record = json.loads((output / _RECORD).read_bytes())
-        if record.pop("sha256") == _record_hash(record):
-            return record
-        problem = "content that was changed"
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        problem = f"something else ({error})"
-    raise ValueError(
-        f"Expected {output / _RECORD} to be as finetune wrote it, got {problem}. Remove the "
-        "folder, or choose another."
-    )
-
-
-def _write_record(output: Path, record: dict[str, Any]) -> None:
-    if is_main_process():
-        signed = {**record, "sha256": _record_hash(record)}
-        with write_whole(output / _RECORD) as partial:
-            partial.write_text(json.dumps(signed, indent=2) + "\n", encoding="utf-8")
-
-
-def _record_hash(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _name_of(source: Any) -> str | None:

@@ -1,1 +1,1 @@
-"""Datasets, the metric and results go to the Hugging Face Hub."""
+"""Datasets, tuned models, the metric and results go to the Hugging Face Hub."""

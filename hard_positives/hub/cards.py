@@ -11,20 +11,58 @@ from typing import Any
 
 import yaml
 
+from hard_positive_metric import FIGURES as METRICS
+
 # What cards, results and a benchmark's file call the task and the figures.
 TASK = "zero-shot-image-classification"
 FIGURES = {
     "original_accuracy": "Original accuracy",
     "augmented_accuracy": "Augmented accuracy",
-    "brittleness": "Brittleness",
+    "brittleness": "Brittleness (lower is better)",
     "set_accuracy": "Set accuracy",
 }
 # As the Hub finds it: group 1 opens, group 2 is the YAML, group 3 closes.
 _FRONT_MATTER = re.compile(
     r"\A(\ufeff?\s*---(?:\r\n|\r|\n))([\S\s]*?)((?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|\Z))"
 )
+HUB = "https://huggingface.co"
 _Edit = tuple[int, int, str]
 _Result = dict[str, Any]
+
+
+def task_of(split: str, figure: str) -> str:
+    """The id of a figure's task, the same in a benchmark's file and in results.
+
+    A leaderboard shows it and no more, so it says where lower is better.
+    """
+    return f"{split}_{figure}{'_lower_is_better' * (METRICS[figure].better == 'lower')}"
+
+
+def result_entry(
+    dataset: str, revision: str | None, split: str, metrics: Sequence[dict[str, Any]]
+) -> _Result:
+    """An entry of ``model-index[0].results``: the figures of a split of a dataset."""
+    described = {"type": dataset, "name": f"Hard Positives, {split}", "split": split}
+    return {
+        "task": {"type": TASK, "name": "Image to caption, with hard positives"},
+        "dataset": {**described, **({"revision": revision} if revision else {})},
+        "metrics": list(metrics),
+        "source": {"name": "hard-positives", "url": f"{HUB}/datasets/{dataset}"},
+    }
+
+
+def metric_entry(figure: str, fraction: float, view: str, title: str) -> dict[str, Any]:
+    """A figure in such an entry."""
+    name = f"{FIGURES[figure]}, {title}"
+    return {"type": figure, "value": round(fraction, 4), "name": name, "args": {"view": view}}
+
+
+def identity_of(result: _Result) -> tuple | None:
+    """The dataset and split of a result that we have written; None for other people's."""
+    metrics = result["metrics"]
+    if not metrics or any(m["type"] not in FIGURES or m.get("verified") for m in metrics):
+        return None
+    return result["dataset"]["type"], result["dataset"].get("split")
 
 
 def add_metadata(card: str, values: dict[str, Any]) -> str:
@@ -56,6 +94,33 @@ def add_metadata(card: str, values: dict[str, Any]) -> str:
     if not missing:
         return card
     return _edited(card, [(start, start, _lines(missing, _newline(card)) + _newline(card))])
+
+
+def add_config(card: str, config: dict[str, Any]) -> str:
+    """Put a config behind the last one of a dataset's card, unless it is there.
+
+    Raises:
+        ValueError: The front matter is no YAML mapping, or has no list of configs.
+    """
+    card, start, end = _with_front_matter(card)
+    block = card[start:end]
+    before = _parse(block) or {}
+    if config in before.get("configs", []):
+        return card
+    root = yaml.compose(block, Loader=yaml.SafeLoader)
+    nodes = {key.value: value for key, value in root.value} if root else {}
+    sequence = nodes.get("configs")
+    new = block
+    if sequence is not None and before["configs"]:
+        at, newline = _end(block, sequence), _newline(card)
+        item = _item([config], sequence.start_mark.column, newline)
+        new = _edited(block, [(at, at, newline + item)])
+    if not _says(new, {**before, "configs": [*before.get("configs", []), config]}):
+        raise ValueError(
+            "Expected the card's configs to be a list in block style, got another form. Write it "
+            "as hard-positives build does."
+        )
+    return card[:start] + new + card[end:]
 
 
 def merge_results(

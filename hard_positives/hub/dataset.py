@@ -1,6 +1,7 @@
 """Publish a Parquet folder as a dataset repository with a complete card."""
 
 import io
+import tempfile
 import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,13 +14,21 @@ import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from hard_positives.hub.cards import FIGURES, TASK, add_metadata
-from hard_positives.hub.repository import Publication, as_yaml, hub_errors, open_repository
+from hard_positives.hub.cards import FIGURES, TASK, add_config, add_metadata, task_of
+from hard_positives.hub.questions import CONFIG, card_config, inspect_task, write_questions
+from hard_positives.hub.repository import (
+    Publication,
+    as_yaml,
+    check_own_file,
+    hub_errors,
+    open_repository,
+)
 from hard_positives.names import printable
 from hard_positives.suite.columns import CAPTION_COLUMNS
 from hard_positives_dataset.builder import LICENSE as VISUAL_GENOME_TERMS
 from hard_positives_dataset.images import open_image_bytes
 
+REGISTER = "https://huggingface.co/spaces/OpenEvals/README/discussions/2"
 _PICTURE = "examples.png"
 _NUM_EXAMPLES = 4
 _SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
@@ -44,7 +53,7 @@ def publish_dataset(
     *,
     private: bool = False,
     create_pr: bool = False,
-    evaluation_framework: str | None = None,
+    evaluation_framework: str | None = "mteb",
 ) -> Publication:
     """Publish a Parquet folder as a dataset repository; it is made if it is not there.
 
@@ -58,8 +67,12 @@ def publish_dataset(
         repo_id: ``organization/name``.
         private: Whether a new repository is private. One that is there must be so already.
         create_pr: Offer a pull request to a repository that is there, instead of a commit.
-        evaluation_framework: Adds an ``eval.yaml`` that names this framework and makes the
-            repository a benchmark. The Hub takes only names of a list of its own.
+        evaluation_framework: Named in ``eval.yaml``, which makes the repository a benchmark whose
+            tasks results can name: `hard_positives.mteb` runs them. The Hub takes only names of a
+            list of its own, and shows a leaderboard once it lists the dataset, too (beta).
+            ``"inspect-ai"`` adds a config ``yes_no``, which it asks generative models: every
+            caption of every row as a question, with the image as a data URI. None leaves the file
+            out, and one that is there stays.
 
     Returns:
         The commit or pull request.
@@ -82,14 +95,18 @@ def publish_dataset(
         _PICTURE: _draw_examples(_examples(files)),
         **{f"data/{file.name}": file for file in files},
     }
-    if evaluation_framework is not None:
-        additions["eval.yaml"] = _benchmark_file(_splits(files), evaluation_framework)
     title = "Publish the hard-positives benchmark"
-    with hub_errors(repo_id):
+    with tempfile.TemporaryDirectory() as scratch, hub_errors(repo_id):
+        if evaluation_framework is not None:
+            additions["eval.yaml"] = _benchmark_file(_splits(files), evaluation_framework)
+        if evaluation_framework == "inspect-ai":
+            additions["README.md"] = add_config(card, card_config(_splits(files))).encode()
+            for file in write_questions(files, Path(scratch)):
+                additions[f"{CONFIG}/{file.name}"] = file
         repository = open_repository(
             repo_id, "dataset", title, create_pr=create_pr, private=private
         )
-        return repository.commit(additions, mirrored="data/*.parquet")
+        return repository.commit(additions, mirrored=("data/*.parquet", f"{CONFIG}/*.parquet"))
 
 
 def _dataset_files(folder: Path) -> list[Path]:
@@ -102,11 +119,7 @@ def _dataset_files(folder: Path) -> list[Path]:
             "build."
         )
     for file in (folder / "README.md", *files):
-        if file.resolve() != folder.resolve() / file.relative_to(folder):
-            raise ValueError(
-                f"Expected {file} to be a file of its own, got a link to {file.resolve()}. Put "
-                "the file there itself."
-            )
+        check_own_file(folder, str(file.relative_to(folder)))
     for file in files:
         _check_images(file)
     return files
@@ -174,21 +187,30 @@ def _dataset_card(card: str, files: Sequence[Path], repo_id: str) -> str:
     return card.replace("<this folder or repository>", repo_id)
 
 
+def _tasks_of(splits: Sequence[str]) -> list[dict[str, Any]]:
+    """The tasks that results name; the rows of a published dataset are no sets."""
+    figures = [figure for figure in FIGURES if figure != "set_accuracy"]
+    return [
+        {"id": task_of(split, figure), "config": "default", "split": split}
+        for split in splits
+        for figure in figures
+    ]
+
+
 def _benchmark_file(splits: Sequence[str], evaluation_framework: str) -> bytes:
-    benchmark = {
+    benchmark: dict[str, Any] = {
         "name": "Hard Positives",
         "description": (
             "Does a model prefer what is true, reworded or not, to what is false? Figures are "
-            "fractions, means over categories."
+            "fractions, means over categories. Of accuracies higher is better, of brittleness "
+            "lower."
         ),
         "evaluation_framework": evaluation_framework,
-        "tasks": [
-            {"id": f"{split}_{figure}", "config": "default", "split": split}
-            for split in splits
-            for figure in FIGURES
-            if figure != "set_accuracy"  # the rows of a published dataset are no sets
-        ],
+        "tasks": _tasks_of(splits),
     }
+    if evaluation_framework == "inspect-ai":  # which takes no tasks but those that it can run
+        benchmark["description"] = "Is what a caption says true of the picture? Yes or no."
+        benchmark["tasks"] = [inspect_task(split) for split in splits]
     return as_yaml(benchmark)
 
 

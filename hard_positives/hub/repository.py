@@ -6,7 +6,7 @@ which token and through which proxy is `huggingface_hub`'s business (``HF_ENDPOI
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -27,10 +27,12 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RemoteEntryNotFoundError,
 )
+from huggingface_hub.hf_api import RepoFile
 
 from hard_positives.names import printable, public_url
 
 _ADVICE = {
+    400: "Repair what it names; of eval.yaml, choose another --evaluation-framework, or none.",
     401: (
         "Log in with `hf auth login` or set HF_TOKEN, and check the name: without a valid token "
         "the Hub answers so for repositories that are missing or private, too."
@@ -55,7 +57,7 @@ class Publication:
     Attributes:
         url: The commit, or the pull request.
         changed: Whether anything was sent; False where all of it was there.
-        diff: What changes in the text files, as a unified diff; only of results.
+        diff: What changes: of results in the text files, as a unified diff; of a model which files.
     """
 
     url: str
@@ -83,20 +85,28 @@ class Repository:
             return None
         return Path(file).read_bytes()
 
+    def hashes(self) -> dict[str, str]:
+        """Of every file at that commit the SHA-256 if it is large, else its id in git."""
+        tree = HfApi().list_repo_tree(
+            self.id, recursive=True, repo_type=self.type, revision=self.parent
+        )
+        files = [entry for entry in tree if isinstance(entry, RepoFile)]
+        return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
+
     def commit(
-        self, additions: Mapping[str, bytes | Path], mirrored: str | None = None
+        self, additions: Mapping[str, bytes | Path], mirrored: Sequence[str] = ()
     ) -> Publication:
-        """Add files, and delete those that fit the pattern ``mirrored`` and are not added."""
+        """Add files, and delete those that fit a pattern of ``mirrored`` and are not added."""
         api = HfApi()
         place: dict[str, Any] = {"repo_type": self.type, "revision": self.revision}
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(path, content) for path, content in additions.items()
         ]
-        if mirrored is not None:
+        if mirrored:
             operations += [
                 CommitOperationDelete(path, is_folder=False)
                 for path in api.list_repo_files(self.id, **place)
-                if PurePosixPath(path).match(mirrored) and path not in additions
+                if any(map(PurePosixPath(path).match, mirrored)) and path not in additions
             ]
         info = api.create_commit(
             self.id,
@@ -111,11 +121,17 @@ class Repository:
 
 
 def open_repository(
-    repo_id: str, repo_type: str, title: str, *, create_pr: bool, private: bool = False
+    repo_id: str,
+    repo_type: str,
+    title: str,
+    *,
+    create_pr: bool,
+    private: bool = False,
+    make: bool = True,
 ) -> Repository:
     """Find, or make, what a commit goes to: the main branch or our open pull request."""
     api = HfApi()
-    if repo_type != "model" and not create_pr:
+    if make and not create_pr:
         api.create_repo(
             repo_id,
             repo_type=repo_type,
@@ -136,6 +152,16 @@ def open_repository(
         url, revision, create_pr = request.url, request.git_reference, False
         parent = api.repo_info(repo_id, repo_type=repo_type, revision=revision).sha
     return Repository(repo_id, repo_type, url, revision, parent, title, create_pr)
+
+
+def check_own_file(folder: Path, name: str) -> None:
+    """Refuse a link, which may lead out of the folder that is to be published."""
+    file = folder / name
+    if file.resolve() != folder.resolve() / name:
+        raise ValueError(
+            f"Expected {file} to be a file of its own, got a link to {file.resolve()}. Put the "
+            "file there itself."
+        )
 
 
 def _own_pull_request(repo_id: str, repo_type: str, title: str) -> Discussion | None:

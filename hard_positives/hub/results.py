@@ -10,12 +10,20 @@ from typing import Any
 
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
-from hard_positives.hub.cards import FIGURES, TASK, merge_results
+from hard_positive_metric import FIGURES as METRICS
+from hard_positives.hub.cards import (
+    FIGURES,
+    HUB,
+    identity_of,
+    merge_results,
+    metric_entry,
+    result_entry,
+    task_of,
+)
 from hard_positives.hub.repository import Publication, as_yaml, hub_errors, open_repository
 from hard_positives.names import EMBEDDED_DATASET, EMBEDDED_MODEL, public_url
 from hard_positives.results.result import EvaluationResult, facts_of
 
-HUB = "https://huggingface.co"
 # What results.json must say before its numbers go onto a model's page.
 _SIGNED = (
     ("model", "id"),
@@ -68,7 +76,9 @@ def publish_results(
     _check_rows(result)
     with hub_errors(repo_id):
         title = f"Add results on {result.signature['dataset']['id']}"
-        repository = open_repository(repo_id, "model", title, create_pr=create_pr and not dry_run)
+        repository = open_repository(
+            repo_id, "model", title, create_pr=create_pr and not dry_run, make=False
+        )
         card = repository.read("README.md")
         new = {"README.md": _model_card(card, result), **_eval_results(result)}
         old = {"README.md": card, **{path: repository.read(path) for path in [*new][1:]}}
@@ -130,7 +140,7 @@ def _eval_results(result: EvaluationResult) -> dict[str, bytes]:
     files = {}
     for split, metrics in result.metrics["as_published"].items():
         for figure in filter(metrics["macro"].__contains__, FIGURES):
-            task = f"{split}_{figure}"
+            task = task_of(split, figure)
             entry = EvalResultEntry(
                 dataset_id=dataset["id"],
                 task_id=task,
@@ -155,8 +165,9 @@ def _notes(result: EvaluationResult, split: str, figure: str) -> str:
     if low is not None:
         interval = f"95 % interval {_rounded(low)} to {_rounded(high)}"
     without = f", {_rounded(clean['macro'][figure])} on rows without flaws" if clean else ""
+    direction = f"{METRICS[figure].better} is better"
     return (
-        f"{mean}{metrics['num_examples']} rows, {interval}{without}; a tie is wrong; "
+        f"{direction}; {mean}{metrics['num_examples']} rows, {interval}{without}; a tie is wrong; "
         f"{signature['dtype']}; model revision {signature['model']['revision']}; "
         f"hard-positives {signature['versions']['hard-positives']}"
     )
@@ -165,21 +176,11 @@ def _notes(result: EvaluationResult, split: str, figure: str) -> str:
 def _model_card(card: bytes | None, result: EvaluationResult) -> bytes:
     dataset = result.signature["dataset"]
     results = [
-        {
-            "task": {"type": TASK, "name": "Image to caption, with hard positives"},
-            "dataset": {
-                "type": dataset["id"],
-                "name": f"Hard Positives, {split}",
-                "split": split,
-                "revision": dataset["revision"],
-            },
-            "metrics": list(_card_metrics(result, split)),
-            "source": {"name": "hard-positives", "url": f"{HUB}/datasets/{dataset['id']}"},
-        }
+        result_entry(dataset["id"], dataset["revision"], split, list(_card_metrics(result, split)))
         for split in result.metrics["as_published"]
     ]
     name = result.signature["model"]["id"].split("/")[-1]
-    return merge_results((card or b"").decode(), name, results, _identity).encode()
+    return merge_results((card or b"").decode(), name, results, identity_of).encode()
 
 
 def _card_metrics(result: EvaluationResult, split: str) -> Iterator[dict[str, Any]]:
@@ -188,20 +189,7 @@ def _card_metrics(result: EvaluationResult, split: str) -> Iterator[dict[str, An
         if metrics is None:
             continue
         for figure in filter(metrics["macro"].__contains__, FIGURES):
-            yield {
-                "type": figure,
-                "value": _rounded(metrics["macro"][figure]),
-                "name": f"{FIGURES[figure]}, {title}",
-                "args": {"view": view},
-            }
-
-
-def _identity(result: dict[str, Any]) -> tuple | None:
-    """The dataset and split of a result that we have written; None for other people's."""
-    metrics = result["metrics"]
-    if not metrics or any(m["type"] not in FIGURES or m.get("verified") for m in metrics):
-        return None
-    return result["dataset"]["type"], result["dataset"].get("split")
+            yield metric_entry(figure, metrics["macro"][figure], view, title)
 
 
 def _rounded(fraction: float) -> float:

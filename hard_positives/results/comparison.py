@@ -61,6 +61,11 @@ class PairedDifference:
     lost: int
     p_value: float | None
 
+    @property
+    def is_found(self) -> bool:
+        """Whether the test finds a difference, at 5 %."""
+        return self.p_value is not None and self.p_value < 0.05
+
 
 def compare(first: EvaluationResult, second: EvaluationResult) -> list[PairedDifference]:
     """Compare two models row by row, on the same rows.
@@ -212,3 +217,15 @@ def _paired_estimate(
 
 def _mean_of_groups(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return np.bincount(groups, values) / np.bincount(groups)
+
+
+def means_of(
+    differences: Sequence[PairedDifference],
+) -> dict[tuple[str, str], dict[str, PairedDifference]]:
+    """Of each view and split the mean over categories, or its only category, by figure."""
+    found: dict[tuple[str, str], dict[str, PairedDifference]] = {}
+    for row in differences:
+        of_split = found.setdefault((row.view, row.split), {})
+        if row.group == "macro" or row.figure not in of_split:
+            of_split[row.figure] = row
+    return found

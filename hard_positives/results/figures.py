@@ -3,7 +3,6 @@
 Percent appear here and in what uses this only; everywhere else a figure is a fraction.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -28,8 +27,19 @@ DASH = "\u2013"  # of a range, and where there is no interval
 NO_INTERVAL = f"{DASH}: too few images for an interval."
 REVIEWED = "Reviewers: people who judged these rows; a row counts once for each of them."
 TEXT_ALONE = "Text alone: the model scores captions and sees no picture."
-# Of a signature, what tells two models of one name apart, the plainest first.
-TELLING = ("dtype", "adapter", "images", "question", "model", "weights", "device", "version")
+# Of a signature, what tells two models of one name apart, the plainest first, and how that is said.
+TELLING = {
+    "dtype": "{}",
+    "adapter": "adapter {}",
+    "images": "{} preprocessing",
+    "question": "question {}",
+    "revision": "revision {}",
+    "weights": "weights {}",
+    "device": "on {}",
+    "version": "hard-positives {}",
+    "run": "run {}",
+}
+OF_A_RUN = ("device", "version", "run")  # not of the model: told of two on the same rows alone
 # By what the signature calls `processor.preprocessing`.
 PREPARATIONS = {
     "transformers": "Images prepared as transformers does.",
@@ -50,22 +60,36 @@ def label_of(result: EvaluationResult) -> str:
 def labels_of(results: Sequence[EvaluationResult]) -> list[str]:
     """Name models by what differs: two of one name by their dtype, or else by adapter, and so on.
 
-    The same model on several datasets has one name.
+    The same model on several datasets has one name; on one dataset no two names are the same.
     """
-    models = {
-        tuple(result.signature_parts.get(part) for part in TELLING): label_of(result)
-        for result in results
-    }
-    for place in range(len(TELLING)):
-        for label, number in Counter(models.values()).items():
-            alike = [told for told, of_model in models.items() if of_model == label]
-            if number > 1 and len({told[place] for told in alike}) > 1:
-                models |= {
-                    told: f"{label} {told[place] or f'no {TELLING[place]}'}" for told in alike
-                }
-    return [
-        models[tuple(result.signature_parts.get(part) for part in TELLING)] for result in results
-    ]
+    rows = [rows_of(result) for result in results]
+    names: list[tuple[str, ...]] = [(label_of(result),) for result in results]
+    for part in TELLING:
+        for name in dict.fromkeys(names):
+            places = [place for place, other in enumerate(names) if other == name]
+            on = [rows[place] for place in places]
+            details = [_detail(results[place], part) for place in places]
+            if part == "run":
+                details = [str(on[: at + 1].count(same)) for at, same in enumerate(on)]
+            is_clash = len(set(on)) < len(on)
+            if len(set(details)) > 1 and (is_clash or part not in OF_A_RUN):
+                for place, detail in zip(places, details, strict=True):
+                    told = TELLING[part].format(detail) if detail else f"no {part}"
+                    names[place] = (*name, told)
+    return [f"{name} ({', '.join(told)})" if told else name for name, *told in names]
+
+
+def _detail(result: EvaluationResult, part: str) -> str | None:
+    if part == "revision":
+        return (result.signature["model"].get("revision") or "")[:8]
+    return result.signature_parts.get(part)
+
+
+def rows_of(result: EvaluationResult) -> tuple[str | None, str]:
+    """What two results share whose figures can stand beside each other."""
+    dataset = result.signature["dataset"]
+    # Two benchmarks may have the same rows and count them in other ways.
+    return dataset.get("benchmark"), dataset["content_sha256"]
 
 
 def dataset_name_of(result: EvaluationResult) -> str:
@@ -170,6 +194,11 @@ def no_interval(rows: Iterable[dict[str, Any]]) -> str:
 def percent(fraction: float) -> str:
     """A fraction in percent, with one digit after the point."""
     return f"{100 * fraction:.1f}"
+
+
+def signed(fraction: float) -> str:
+    """A difference in percent, with its sign."""
+    return f"{100 * fraction:+.1f}"
 
 
 def interval(figures: dict[str, Any], name: str) -> str:

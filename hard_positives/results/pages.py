@@ -22,8 +22,15 @@ from hard_positives import __version__
 from hard_positives.names import EMBEDDED_DATASET, printable, public_name
 from hard_positives.results.comparison import check_same_rows
 from hard_positives.results.edits import mark_edits
-from hard_positives.results.exports import figures_csv, figures_latex
-from hard_positives.results.figures import dataset_name_of, half_interval, interval, percent
+from hard_positives.results.exports import figures_csv, figures_latex, plain
+from hard_positives.results.figures import (
+    dataset_name_of,
+    half_interval,
+    interval,
+    percent,
+    rows_of,
+    signed,
+)
 from hard_positives.results.gallery import Gallery, choose_examples
 from hard_positives.results.overview import overview_of
 from hard_positives.results.parts import content_of, name_models
@@ -114,9 +121,9 @@ def write_report(
 
 def _by_dataset(results: Sequence[EvaluationResult]) -> dict[str, list[EvaluationResult]]:
     """The results of each dataset, by its name; all of one dataset are over the same rows."""
-    by_rows: dict[str, list[EvaluationResult]] = {}
+    by_rows: dict[tuple, list[EvaluationResult]] = {}
     for result in results:
-        by_rows.setdefault(result.signature["dataset"]["content_sha256"], []).append(result)
+        by_rows.setdefault(rows_of(result), []).append(result)
     named: dict[str, list[EvaluationResult]] = {}
     for of_rows in by_rows.values():
         named.setdefault(dataset_name_of(of_rows[0]), []).extend(of_rows)
@@ -199,7 +206,7 @@ def _render(parts: Sequence[dict[str, Any]]) -> tuple[str, str]:
         undefined=jinja2.StrictUndefined,
         finalize=_shown,
     )
-    filters = (percent, _plain, _fenced, interval, half_interval, mark_edits)
+    filters = (percent, plain, _fenced, interval, half_interval, signed, mark_edits)
     environment.filters["zip"] = zip
     environment.filters |= {function.__name__.strip("_"): function for function in filters}
     content = parts[0] if len(parts) == 1 else overview_of(parts)
@@ -214,12 +221,6 @@ def _render(parts: Sequence[dict[str, Any]]) -> tuple[str, str]:
 
 def _shown(value: Any) -> Any:
     return printable(value) if type(value) is str else value  # not Markup, which is ours
-
-
-def _plain(text: Any) -> str:
-    """Text that Markdown shows as it is, in one line and one table cell."""
-    one_line = " ".join(printable(text).split())
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$-])", r"\\\1", one_line)
 
 
 def _fenced(text: str) -> Markup:

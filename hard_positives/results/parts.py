@@ -1,7 +1,7 @@
 """What a page shows of one dataset: figures, outcomes, substitutions, margins, rows and runs."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from hard_positive_metric import compute_metrics
 from hard_positives.results.authors import AuthorsValue
+from hard_positives.results.comparison import PairedDifference, compare, means_of
 from hard_positives.results.figures import (
     REVIEWED,
     TITLES,
@@ -18,8 +19,8 @@ from hard_positives.results.figures import (
     chance_lines,
     distinct_views,
     is_like_the_paper,
-    label_of,
     labelled_rows,
+    labels_of,
     mean_label,
     no_interval,
     percent,
@@ -31,7 +32,7 @@ from hard_positives.results.margins import margins_of
 from hard_positives.results.opening import opening_of
 from hard_positives.results.plane import Mark, at_x, at_y, marks_of
 from hard_positives.results.result import EvaluationResult, values_of
-from hard_positives.results.runs import command_of, flattened, full_name_of
+from hard_positives.results.runs import command_of, flattened
 from hard_positives.review.humans import humans_on
 from hard_positives.suite import published
 from hard_positives.suite.benchmarks import known_benchmark
@@ -111,28 +112,19 @@ def _humans_of(
 
 def name_models(datasets: Sequence[Sequence[EvaluationResult]]) -> list[list[Model]]:
     """Give each model its letter, the same on every dataset, and a name that no other has."""
-    keys = [list(_keys(results)) for results in datasets]
-    order = list(dict.fromkeys(key for of_dataset in keys for key in of_dataset))
-    repeated = Counter(short for short, _, _ in order)
-    named = []
-    for results, of_dataset in zip(datasets, keys, strict=True):
-        models = []
-        for place, key in enumerate(sorted(of_dataset, key=order.index)):
-            at, (short, full, _) = order.index(key), key
-            letter = ascii_uppercase[at % 26] * (1 + at // 26)
-            result = results[of_dataset.index(key)]
-            models.append(Model(place, letter, full if repeated[short] > 1 else short, result))
-        named.append(models)
-    return named
-
-
-def _keys(results: Sequence[EvaluationResult]) -> Iterator[tuple[str, str, int]]:
-    """What each model is known by: its names, and how many of these came before it."""
-    seen: Counter[str] = Counter()
-    for result in results:
-        full = full_name_of(result)
-        yield label_of(result), full, seen[full]
-        seen[full] += 1
+    names = iter(labels_of([result for results in datasets for result in results]))
+    by_name = [{next(names): result for result in results} for results in datasets]
+    order = list(dict.fromkeys(name for results in by_name for name in results))
+    letters = {
+        name: ascii_uppercase[place % 26] * (1 + place // 26) for place, name in enumerate(order)
+    }
+    return [
+        [
+            Model(place, letters[name], name, results[name])
+            for place, name in enumerate(sorted(results, key=order.index))
+        ]
+        for results in by_name
+    ]
 
 
 def content_of(
@@ -168,6 +160,7 @@ def content_of(
             for split, line in zip(splits, headlines, strict=True)
             if "brittleness" in titles
         ],
+        "differences": _differences(models),
         "outcome_lines": [
             Line(label, [figures["groups"][label] for figures in of_models])
             for of_models in splits.values()
@@ -202,6 +195,28 @@ def content_of(
         "gallery": gallery,
         "no_pictures": no_pictures,
     }
+
+
+@dataclass(frozen=True)
+class DifferencesLine:
+    """How the other models differ from the first one on the rows of a split, figure by figure."""
+
+    label: str
+    num_examples: int
+    rows: list[tuple[Model, dict[str, PairedDifference]]]
+
+
+def _differences(models: Sequence[Model]) -> list[tuple[str, list[DifferencesLine]]]:
+    """Of each view the means over categories of every split; nothing where there is one model."""
+    first, *others = models
+    compared = [(model, means_of(compare(first.result, model.result))) for model in others]
+    lines: dict[str, list[DifferencesLine]] = {}
+    for view, split in compared[0][1] if compared else ():
+        if view in distinct_views(first.result):
+            rows = [(model, of_model[view, split]) for model, of_model in compared]
+            number = next(iter(rows[0][1].values())).num_examples
+            lines.setdefault(VIEW_TITLES[view], []).append(DifferencesLine(split, number, rows))
+    return list(lines.items())
 
 
 @dataclass(frozen=True)

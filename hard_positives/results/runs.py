@@ -6,7 +6,7 @@ from typing import Any
 
 from hard_positives.models.kinds import QUESTION
 from hard_positives.names import public_name
-from hard_positives.results.figures import label_of, name_of, preprocessing_of
+from hard_positives.results.figures import name_of, preprocessing_of
 from hard_positives.results.result import EvaluationResult
 
 
@@ -46,13 +46,6 @@ def _column_options(columns: dict[str, Any]) -> Iterator[str]:
         for one in value if isinstance(value, (list, tuple)) else [value]:
             yield names.get(name, f"--{name}")
             yield ":".join(one) if name == "pairs" else one
-
-
-def full_name_of(result: EvaluationResult) -> str:
-    """The model's name with what tells it from others of that name."""
-    model = result.signature["model"]
-    details = (model["revision"], model.get("weights_sha256"), result.signature.get("dtype"))
-    return " ".join([label_of(result), *(detail[:8] for detail in details if detail)])
 
 
 def flattened(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hard_positives.names import printable
-from hard_positives.results.comparison import PairedDifference, compare
+from hard_positives.results.comparison import PairedDifference, compare, means_of
 from hard_positives.results.figures import (
     DASH,
     REVIEWED,
@@ -31,7 +31,9 @@ from hard_positives.results.figures import (
     no_interval,
     percent,
     preparation_of,
+    rows_of,
     shown_figures,
+    signed,
 )
 from hard_positives.results.result import EvaluationResult
 from hard_positives.review.humans import humans_on
@@ -172,7 +174,7 @@ def render_summary(results: Sequence[EvaluationResult]) -> Table:
             macro = {**figures["macro"], "num_examples": figures["num_examples"]}
             for hidden in set(names) - shown:
                 macro.pop(hidden, None)
-            key = (dataset_name_of(result), result.signature["dataset"]["content_sha256"], split)
+            key = (dataset_name_of(result), rows_of(result), split)
             parts.setdefault(key, []).append((label, macro))
     for (dataset, _, split), lines in parts.items():
         table.add_row(_text(f"{dataset} {split}", "bold"))
@@ -239,7 +241,7 @@ def render_ranking(results: Sequence[EvaluationResult]) -> Table:
     """
     first, *others = results
     names = labels_of(results)
-    compared = [_by_split(compare(first, other)) for other in others]
+    compared = [means_of(compare(first, other)) for other in others]
     shown = list(dict.fromkeys(figure for rows in compared[0].values() for figure in rows))
     table = _new_table(
         _text(f"against {names[0]}"), RANKING_EXPLANATION, [TITLES[name] for name in shown]
@@ -259,21 +261,8 @@ def render_ranking(results: Sequence[EvaluationResult]) -> Table:
     return table
 
 
-def _by_split(
-    differences: Sequence[PairedDifference],
-) -> dict[tuple[str, str], dict[str, PairedDifference]]:
-    """Of each view and split the mean over categories, or its only category, by figure."""
-    found: dict[tuple[str, str], dict[str, PairedDifference]] = {}
-    for row in differences:
-        of_split = found.setdefault((row.view, row.split), {})
-        if row.group == "macro" or row.figure not in of_split:
-            of_split[row.figure] = row
-    return found
-
-
 def _ranked(row: PairedDifference) -> str:
-    star = "*" if row.p_value is not None and row.p_value < 0.05 else " "
-    return f"{percent(row.second)} {_signed(row.difference):>5}{star}"
+    return f"{percent(row.second)} {signed(row.difference):>5}{'*' if row.is_found else ' '}"
 
 
 def _new_table(title: Text, explanation: str, columns: Sequence[str]) -> FittedTable:
@@ -307,14 +296,10 @@ def _cell(figures: dict[str, Any], name: str, ends: bool) -> str:
 
 
 def _comparison_cells(row: PairedDifference) -> list[str]:
-    shares = [percent(row.first), percent(row.second), _signed(row.difference)]
-    interval = DASH if row.ci_low is None else f"{_signed(row.ci_low)} to {_signed(row.ci_high)}"
+    shares = [percent(row.first), percent(row.second), signed(row.difference)]
+    interval = DASH if row.ci_low is None else f"{signed(row.ci_low)} to {signed(row.ci_high)}"
     counts = ["", ""] if row.group == "macro" else [f"{row.won:,}", f"{row.lost:,}"]
     p_value = DASH
     if row.p_value is not None:
         p_value = "<.001" if row.p_value < 0.0005 else f"{row.p_value:.3f}"
     return [*shares, interval, *counts, p_value]
-
-
-def _signed(fraction: float) -> str:
-    return f"{100 * fraction:+.1f}"

@@ -1,5 +1,6 @@
 """Publishing, over real HTTP: a Hub on loopback, and clients in processes of their own."""
 
+import base64
 import dataclasses
 import difflib
 import doctest
@@ -281,9 +282,8 @@ def test_a_second_publication_of_the_dataset_changes_nothing(stand_in, client, b
     commits, before = len(published.commits), dict(published.files)
     done = client("publish", "dataset", built, DATASET)
     assert done.code == 0
-    assert done.out == f"Nothing to change: {stand_in.url}/datasets/{DATASET}/commit/" + (
-        f"{published.refs['main']}\n"
-    )
+    address = f"{stand_in.url}/datasets/{DATASET}/commit/{published.refs['main']}"
+    assert done.out.splitlines()[0] == f"Nothing to change: {address}"
     assert (len(published.commits), published.files) == (commits, before)
     assert not [request for request in stand_in.requests if request.startswith("PUT")]
 
@@ -296,7 +296,7 @@ def test_parquet_files_that_the_folder_lacks_leave_the_repository(stand_in, clie
     )
     assert client("publish", "dataset", built, "org/older").code == 0
     assert set(repository.files) == {
-        *("README.md", "examples.png", "data/replace-00000-of-00001.parquet"),
+        *("README.md", "eval.yaml", "examples.png", "data/replace-00000-of-00001.parquet"),
         *("data/notes.txt", "LICENSE"),
     }
     assert len(repository.commits) == 2
@@ -312,17 +312,141 @@ def test_private_means_private_or_nothing_is_sent(stand_in, client, built):
     assert len(public.commits) == 1
 
 
-def test_an_eval_yaml_is_there_only_where_a_framework_is_named(stand_in, client, built, published):
-    assert "eval.yaml" not in published.files
-    named = ("--evaluation-framework", "mteb")
-    assert client("publish", "dataset", built, "org/benchmark", *named).code == 0
-    files = stand_in.repositories["datasets", "org/benchmark"].files
-    benchmark = yaml.safe_load(files["eval.yaml"])
+def test_an_eval_yaml_names_the_tasks_that_results_name(
+    stand_in, client, built, published, results
+):
+    benchmark = yaml.safe_load(published.files["eval.yaml"])
     assert benchmark["evaluation_framework"] == "mteb"
-    assert benchmark["tasks"] == [
-        {"id": f"replace_{figure}", "config": "default", "split": "replace"}
-        for figure in ("original_accuracy", "augmented_accuracy", "brittleness")
+    ids = [task.pop("id") for task in benchmark["tasks"]]
+    assert benchmark["tasks"] == [{"config": "default", "split": "replace"}] * 3
+    files = _eval_results(EvaluationResult.load(results))
+    assert ids == [yaml.safe_load(content)[0]["dataset"]["task_id"] for content in files.values()]
+    assert [name.endswith("_lower_is_better") for name in ids] == [False, False, True]
+    notes = [yaml.safe_load(content)[0]["notes"] for content in files.values()]
+    assert [note.split(" is better; ")[0] for note in notes] == ["higher", "higher", "lower"]
+
+
+def test_what_the_hub_makes_of_an_eval_yaml_is_told(stand_in, client, built):
+    options = ("publish", "dataset", built, "org/benchmark", "--evaluation-framework")
+    done = client(*options, "none")
+    assert done.code == 0 and "eval.yaml" not in done.out
+    files = stand_in.repositories["datasets", "org/benchmark"].files
+    assert "eval.yaml" not in files
+    message = "eval.yaml: evaluation_framework must be one of mteb, inspect-ai"
+    stand_in.fail("POST", ".*/benchmark/commit/main", 400, message=message)
+    done = client(*options, "ours")
+    assert done.code == 1
+    assert f"got 400 ({message}). Repair what it names; of eval.yaml, choose another" in done.err
+    done = client(*options, "mteb")
+    assert "eval.yaml names mteb." in done.out and "the lowest is best" in done.out
+    files = stand_in.repositories["datasets", "org/benchmark"].files
+    assert yaml.safe_load(files["eval.yaml"])["evaluation_framework"] == "mteb"
+
+
+ASKED = "org/asked"
+
+
+@pytest.fixture(scope="module")
+def asked(stand_in, client, built):
+    done = client("publish", "dataset", built, ASKED, "--evaluation-framework", "inspect-ai")
+    assert done.code == 0, done
+    return stand_in.repositories["datasets", ASKED]
+
+
+def test_questions_for_inspect_ai_are_a_config_beside_the_rows(stand_in, client, asked, built):
+    [task] = yaml.safe_load(asked.files["eval.yaml"])["tasks"]
+    assert (task["id"], task["config"], task["split"]) == ("replace_yes_no", "yes_no", "replace")
+    default, questions = DatasetCard(asked.files["README.md"].decode()).data.configs
+    assert (default["config_name"], questions["config_name"]) == ("default", "yes_no")
+    [name] = [path for path in asked.files if path.startswith("yes_no/")]
+    table = pq.read_table(io.BytesIO(asked.files[name]))
+    rows = datasets.load_dataset(str(built), split="replace").cast_column(
+        "image", datasets.Image(decode=False)
+    )
+    kinds = ("caption", "hard_positive", "hard_negative")
+    expected = [
+        (
+            row["id"],
+            kind,
+            f'"{row[kind]}"',
+            "No" if kind == "hard_negative" else "Yes",
+            row["image"],
+        )
+        for row in rows
+        for kind in kinds
     ]
+    assert len(table) == len(expected) == 90
+    for found, (row, kind, quoted, answer, image) in zip(table.to_pylist(), expected, strict=True):
+        assert (found["row"], found["kind"], found["answer"]) == (row, kind, answer)
+        assert quoted in found["question"]
+        encoded = found["image"].removeprefix("data:image/jpeg;base64,")
+        assert base64.b64decode(encoded, validate=True) == image["bytes"]
+    sizes = [len(asked.files[path]) for path in (name, "data/replace-00000-of-00001.parquet")]
+    assert sizes[0] < 1.5 * sizes[1]  # each image once
+    assert client("publish", "dataset", built, ASKED, "--evaluation-framework", "none").code == 0
+    assert not [path for path in asked.files if path.startswith("yes_no/")]
+    options = ("--evaluation-framework", "inspect-ai")
+    assert client("publish", "dataset", built, ASKED, *options).code == 0
+    assert name in asked.files
+
+
+@pytest.mark.slow
+def test_both_configs_load_by_the_id_of_the_dataset(stand_in, asked, tmp_path):
+    code = f"""
+import datasets
+assert datasets.get_dataset_config_names("{ASKED}") == ["default", "yes_no"]
+print(len(datasets.load_dataset("{ASKED}", split="replace")))
+print(len(datasets.load_dataset("{ASKED}", "yes_no", split="replace")))
+"""
+    output = run_python(code, environment_for(stand_in.url, tmp_path), tmp_path)
+    assert output.split() == ["30", "90"]
+
+
+# Says yes where the bundled CLIP's logit is above that of a row in the middle.
+ANSWERING = """
+import base64, io, re
+import inspect_ai
+import numpy as np
+from datasets import load_dataset
+from inspect_ai.model import ModelAPI, ModelOutput, modelapi
+from PIL import Image
+from hard_positives import score
+
+rows = load_dataset("{name}", split="replace")
+logits = score("shapes_clip", rows, cache=False, progress=False)
+middle = float(np.median(logits))
+known = {{}}
+for row, of_row in zip(rows, logits):
+    for kind, logit in zip(("caption", "hard_positive", "hard_negative"), of_row):
+        known[row["image"].tobytes(), row[kind]] = logit > middle
+
+@modelapi(name="tiny")
+class Tiny(ModelAPI):
+    async def generate(self, input, tools, tool_choice, config):
+        text, image = input[-1].content
+        picture = Image.open(io.BytesIO(base64.b64decode(image.image.split(",")[1])))
+        caption = re.search('"(.*)"', text.text)[1]
+        yes = known[picture.tobytes(), caption]
+        return ModelOutput.from_content("tiny", "Yes, it does." if yes else "no")
+
+task, options = "hf/{name}/replace_yes_no", {{"display": "none", "log_dir": "logs"}}
+[log] = inspect_ai.eval(task, model="tiny/clip", **options)
+assert log.status == "success", log.error
+[score_of] = log.results.scores
+right = (logits > middle) == np.array([True, True, False])
+print(len(log.samples), score_of.metrics["accuracy"].value, right.mean())
+"""
+
+
+@pytest.mark.slow
+def test_inspect_ai_asks_a_tiny_model_and_counts_its_answers(stand_in, asked, tmp_path):
+    pytest.importorskip("inspect_ai", reason="needs inspect-ai")
+    code = ANSWERING.format(name=ASKED)
+    output = run_python(code, environment_for(stand_in.url, tmp_path), tmp_path)
+    number, accuracy, expected = output.splitlines()[-1].split()
+    assert number == "90"
+    assert float(accuracy) == pytest.approx(float(expected))
+    assert 0.3 < float(expected) < 0.7
 
 
 def test_a_pull_request_to_a_dataset_leaves_its_main_branch(stand_in, client, built):
@@ -633,7 +757,8 @@ def our_results(card: bytes) -> list[dict]:
 
 def assert_one_complete_entry(files: dict[str, bytes]) -> None:
     assert sorted(entry.task_id for entry in entries(files)) == [
-        f"replace_{figure}" for figure in ("augmented_accuracy", "brittleness", "original_accuracy")
+        *("replace_augmented_accuracy", "replace_brittleness_lower_is_better"),
+        "replace_original_accuracy",
     ]
     [result] = our_results(files["README.md"])
     assert len(result["metrics"]) == 6  # three figures, as published and clean
@@ -682,7 +807,7 @@ print(json.dumps(
         assert read == {name: round(figures[name], 4) for name in read}
         assert len(read) == 3
     figures = result.metrics["as_published"]["replace"]["macro"]
-    assert {e["task_id"]: e["value"] for e in found} == {
+    assert {e["task_id"].removesuffix("_lower_is_better"): e["value"] for e in found} == {
         f"replace_{name}": round(figures[name], 4)
         for name in ("original_accuracy", "augmented_accuracy", "brittleness")
     }

@@ -22,7 +22,14 @@ from PIL import Image as PILImage
 
 from attacks.pages import hostile_strings, problems_of_page, problems_of_terminal
 from hard_positive_metric import row_outcomes
-from hard_positives import EvaluationResult, evaluate, render_comparison, render_table, write_report
+from hard_positives import (
+    EvaluationResult,
+    compare,
+    evaluate,
+    render_comparison,
+    render_table,
+    write_report,
+)
 from hard_positives.names import printable
 from hard_positives.results.edits import mark_edits
 from hard_positives.results.evaluation import SCORES_SCHEMA
@@ -601,6 +608,35 @@ def test_the_page_holds_every_figure_of_the_markdown(page):
         for cell in row[3:]:
             value, low_high = cell.split(" ")
             assert f"{value} {low_high.strip('()')}" in shown
+
+
+def test_the_differences_from_the_first_model_are_those_of_compare(results, page):
+    markdown = page.with_name("report.md").read_text(encoding="utf-8")
+    shown = {
+        (row[0], row[1].split(" ", 1)[1]): row[3:]
+        for row in lines_of_table(markdown, "Differences, as published")
+        if row[0] in ("replace", "swap")
+    }
+    first, *others = results
+    for other in others:
+        for row in compare(first, other):
+            if row.view != "as_published" or row.group not in ("macro", "swap"):
+                continue
+            place = ("original_accuracy", "augmented_accuracy", "drop", "brittleness").index(
+                row.figure
+            )
+            star = r"\*" if row.p_value < 0.05 else ""
+            half = f"{50 * (row.ci_high - row.ci_low):.1f}"
+            cell = shown[row.split, other.signature["model"]["id"]][place]
+            assert cell == f"{100 * row.difference:+.1f}{star} ±{half}"
+            assert f"{100 * row.difference:+.1f}{star[1:]}" in page.read_text(encoding="utf-8")
+    assert len(shown) == 2 * len(others)
+
+
+def test_a_page_of_one_model_has_no_differences(results, tmp_path):
+    page = write_report(results[:1], tmp_path)
+    assert "Differences" not in page.read_text(encoding="utf-8")
+    assert "Differences" not in page.with_name("report.md").read_text(encoding="utf-8")
 
 
 def test_second_hand_figures_are_called_so(page):

@@ -275,6 +275,17 @@ def test_datasets_are_given_for_their_pictures_by_their_names(several, folders, 
         write_report(elsewhere, tmp_path, dataset=["third"])
 
 
+def test_two_benchmarks_of_the_same_rows_are_two_datasets(several, tmp_path):
+    first, second = several[0], with_dataset(several[0], benchmark="flickr", id="flickr")
+    page = write_report([with_dataset(first, benchmark="coco", id="coco"), second], tmp_path)
+    text = page.read_text(encoding="utf-8")
+    assert re.findall('<section id="dataset-[0-9]+" class="dataset">\n<h2>(.*?)</h2>', text) == [
+        *("coco", "flickr"),
+    ]
+    title = re.search("<title>Hard positives: (.*?)</title>", text)[1]
+    assert title == "base"
+
+
 def test_other_rows_under_the_name_of_a_dataset_are_refused(several, tmp_path):
     same_name = [with_dataset(result, id="mine") for result in several]
     with pytest.raises(ValueError, match="same rows, got split 'replace' with 90 rows"):

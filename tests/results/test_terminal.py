@@ -13,6 +13,8 @@ import subprocess
 import sys
 import termios
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -31,8 +33,11 @@ from hard_positives import (
     render_comparison,
     render_summary,
     render_table,
+    write_comparison,
+    write_figures,
 )
 from hard_positives.cli import app
+from hard_positives.results.exports import FORMATS, plain
 from hard_positives.results.figures import labels_of
 from hard_positives.suite.columns import CAPTION_COLUMNS
 
@@ -398,11 +403,30 @@ def test_two_results_of_one_model_are_named_by_what_differs(folders):
     first, second = (EvaluationResult.load(folders[0]) for _ in range(2))
     first.signature["dtype"] = "float32"
     second.signature["dtype"] = "bfloat16"
-    assert labels_of([first, second]) == ["base float32", "base bfloat16"]
-    assert labels_of([first, first]) == ["base", "base"]
+    assert labels_of([first, second]) == ["base (float32)", "base (bfloat16)"]
     second.signature["dtype"] = "float32"
     second.signature["model"]["revision"] = "0123456789"
-    assert labels_of([first, second]) == ["base base", "base base@01234567"]
+    assert labels_of([first, second]) == ["base (no revision)", "base (revision 01234567)"]
+    second.signature["model"]["adapters"] = ["org/lora"]
+    names = ["base (no adapter)", "base (adapter org/lora)"]
+    assert labels_of([first, second]) == names
+    of_both = [first, EvaluationResult.load(folders[0])]
+    of_both[1].signature["device"] = "cuda:0"
+    assert labels_of([*of_both, second, second]) == [
+        "base (no adapter, on cpu)",
+        "base (no adapter, on cuda:0)",
+        *("base (adapter org/lora, run 1)", "base (adapter org/lora, run 2)"),
+    ]
+
+
+def test_a_model_on_several_datasets_has_one_name(folders):
+    first, second = (EvaluationResult.load(folders[0]) for _ in range(2))
+    first.signature["device"], second.signature["device"] = "cpu", "cuda:0"
+    assert labels_of([first, second]) == ["base (on cpu)", "base (on cuda:0)"]
+    second.signature["dataset"]["content_sha256"] = "other rows"
+    assert labels_of([first, second]) == ["base", "base"]
+    second.signature["dtype"] = "bfloat16"
+    assert labels_of([first, second]) == ["base (float32)", "base (bfloat16)"]
 
 
 def test_humans_stand_beside_the_rows_that_they_judged_alone(folders):
@@ -439,3 +463,54 @@ def test_more_than_two_results_have_a_row_each_with_its_test(folders):
     assert [of_model[0]["difference"] for of_model in found] == [
         compare(base, other)[0].difference for other in others
     ]
+
+
+def test_every_table_is_written_as_csv_markdown_and_latex_with_its_signatures(folders, tmp_path):
+    results = list(map(EvaluationResult.load, folders[:3]))
+    lines = [result.signature_line for result in results]
+    for write, given in (
+        *((write_figures, results[:number]) for number in (1, 3)),
+        *((write_comparison, results[:number]) for number in (2, 3)),
+    ):
+        paths = [write(given, tmp_path / "new" / f"table{ending}") for ending in FORMATS]
+        texts = [path.read_text(encoding="utf-8") for path in paths]
+        for result, line in zip(given, lines, strict=False):
+            macro = result.metrics["as_published"]["replace"]["macro"]
+            frame = pd.read_csv(paths[0])
+            assert line in {*frame.filter(like="signature").stack()}
+            assert np.isclose(frame.select_dtypes("number"), macro["brittleness"], rtol=1e-12).any()
+            shown = f"{100 * macro['brittleness']:.1f}"
+            assert plain(line) in texts[1] and re.search(rf"\| {shown}[ |]", texts[1])
+            assert f"% {line}\n" in texts[2] and re.search(rf"& {shown}[ ]", texts[2])
+        widths = {line.count(" | ") for line in texts[1].splitlines() if line.startswith("| ")}
+        assert len(widths) == 1
+
+
+def test_a_table_in_latex_compiles_to_the_cells_that_the_terminal_shows(folders, tmp_path):
+    poisoned = EvaluationResult.load(folders[0])
+    poisoned.signature["model"]["id"] = "a_b & 100 % $x$ #{1}"
+    text = write_figures([poisoned, poisoned], tmp_path / "t.tex").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert any(row.startswith(r"a\_b \& 100 \% \$x\$ \#\{1\} (run 1) & ") for row in rows)
+    assert len({len(re.findall(r"(?<!\\)&", row)) for row in rows}) == 1
+
+
+def test_a_table_of_another_format_is_refused_before_anything_is_read():
+    done = run("compare", "nowhere", "nothing", "--table", "table.xlsx")
+    assert done.exit_code == 2
+    assert "got table.xlsx. The ending says the format." in " ".join(done.stderr.split())
+    with pytest.raises(ValueError, match="Expected results to be at least one result, got none"):
+        write_figures([], "table.md")
+
+
+def test_the_command_line_writes_tables_beside_what_it_prints(folders, tmp_path):
+    tables = [tmp_path / "t.csv", tmp_path / "t.tex"]
+    options = [option for table in tables for option in ("--table", table)]
+    assert (
+        run("compare", *folders[:2], *map(str, options)).stdout
+        == run("compare", *folders[:2]).stdout
+    )
+    results = list(map(EvaluationResult.load, folders[:2]))
+    for table in tables:
+        expected = write_comparison(results, tmp_path / f"again{table.suffix}")
+        assert table.read_bytes() == expected.read_bytes()
