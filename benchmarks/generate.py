@@ -1,59 +1,149 @@
-"""Measure generation by rules: captions a second, memory, shares, agreement with the authors.
+"""Measure generation by rules: captions a second, memory, kills, agreement with the authors.
 
-    python benchmarks/generate.py --data DATA --captions 100000 --workers 2
+    python benchmarks/generate.py --data DATA --captions 1000000 --workers 2
+    python benchmarks/generate.py --data DATA --captions 40000 --kills 10
 
 DATA holds `coco_negatives/valid_neg_clip.tsv` and `replace/{original,hard_positive}/*.json`. The
-4,839 COCO captions of the first are repeated, each time with one more full stop at the end, so that
-no cache helps. For captions a second of one process give --workers 1.
+beginnings of their captions meet the ends of others, so that a million are all different, and as
+long as captions are. Memory is what a process has for itself (RssAnon), sampled five times a
+second. With --kills the run is killed with SIGKILL so many times, each time at a random moment
+after another chunk has been kept, and must end in the bytes of a run that nobody killed.
 """
 
 import argparse
 import csv
 import json
 import random
+import re
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 
-from datasets import Dataset, load_dataset
+import psutil
+from datasets import load_dataset
 
 from hard_positives.generation.captions import read_captions
 from hard_positives.generation.rules import Rules, slots, substitute
 from hard_positives.generation.run import TASKS, generate
 from hard_positives_dataset.annotations import read_annotation_dir, read_triples
 
+# A short run has few chunks of 20,000 captions to be killed between.
+KILLED_RUN = """
+import sys
+from hard_positives import Rules, generate, read_captions
 
-def coco_captions(data: Path, number: int) -> list[str]:
+Rules.chunk_size = 2000
+generate(read_captions(sys.argv[1]), sys.argv[2], Rules(), workers=2, progress=False)
+"""
+
+
+def write_captions(data: Path, number: int, path: Path) -> None:
     with (data / "coco_negatives" / "valid_neg_clip.tsv").open(encoding="utf-8") as file:
-        titles = [row["title"].strip(" .\n") for row in csv.DictReader(file, delimiter="\t")]
-    return [titles[i % len(titles)] + "." * (i // len(titles)) for i in range(number)]
+        captions = [row["title"].strip(" .\n") for row in csv.DictReader(file, delimiter="\t")]
+    contents = read_annotation_dir(data / "replace", ("replace",))
+    captions += [triple.caption for triple in read_triples(contents, "replace")]
+    middle = re.compile(
+        " (?=(?:on|in|with|at|near|of|by|next|under|behind|and|while|for|to|over) )"
+    )
+    parts = [middle.split(caption, maxsplit=1) for caption in captions if middle.search(caption)]
+    heads, tails = (list(dict.fromkeys(column)) for column in zip(*parts, strict=True))
+    with path.open("w", encoding="utf-8") as file:
+        for place in range(number):
+            again, head = divmod(place, len(heads))
+            print(heads[head], tails[(7919 * again + place) % len(tails)], file=file)
 
 
-def measure(captions: list[str], workers: int, shown: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        source = read_captions(Dataset.from_dict({"caption": captions}))
-        start = time.perf_counter()
-        output = generate(source, Path(folder) / "train", Rules(), workers=workers)
-        seconds = time.perf_counter() - start
-        counts = json.loads((output / "generation.json").read_text())["counts"]
-        rows = load_dataset(str(output), split="train", cache_dir=folder)
-        print(f"{len(captions):,} captions -> {len(rows):,} rows, {workers} processes")
-        times = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        core_seconds = sum(used.ru_utime + used.ru_stime for used in times)
-        print(f"{len(captions) / core_seconds:,.0f} captions a second of one core's time")
-        print(f"{seconds:.1f} s: {len(captions) / seconds:,.0f} captions/s")
-        print(f"{len(rows) / seconds:,.0f} rows/s")
-        for name, who in (("this process", "SELF"), ("largest worker", "CHILDREN")):
-            peak = resource.getrusage(getattr(resource, f"RUSAGE_{who}")).ru_maxrss
-            print(f"peak memory of {name}: {peak / 1024:,.0f} MiB")
-        for task, numbers in counts.items():
-            print(f"{task}: {numbers['edited'] / len(captions):.1%} edited")
-        for place in random.Random(0).sample(range(len(rows)), shown):
-            row = rows[place]
-            print(f"\n  {row['caption'].rstrip('.')}\n  [{row['category']}]")
-            print(f"  + {row['hard_positive']}\n  - {row['hard_negative']}")
+def measure(path: Path, folder: Path, workers: int, shown: int) -> None:
+    start = time.perf_counter()
+    with memory_peaks() as peaks:
+        source = read_captions(path)
+        output = generate(source, folder / "train", Rules(), workers=workers)
+    seconds = time.perf_counter() - start
+    counts = json.loads((output / "generation.json").read_text())["counts"]
+    rows = load_dataset(str(output), split="train", cache_dir=str(folder / "cache"))
+    print(f"{len(source):,} captions -> {len(rows):,} rows, {workers} processes")
+    times = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    core_seconds = sum(used.ru_utime + used.ru_stime for used in times)
+    print(f"{len(source) / core_seconds:,.0f} captions a second of one core's time")
+    print(f"{seconds:.1f} s: {len(source) / seconds:,.0f} captions/s")
+    print(f"{len(rows) / seconds:,.0f} rows/s")
+    for name, peak in peaks.items():
+        print(f"peak memory of {name}: {peak / 2**20:,.0f} MiB")
+    for task, numbers in counts.items():
+        print(f"{task}: {numbers['edited'] / len(source):.1%} edited")
+    for place in random.Random(0).sample(range(len(rows)), shown):
+        row = rows[place]
+        print(f"\n  {row['caption']}\n  [{row['category']}]")
+        print(f"  + {row['hard_positive']}\n  - {row['hard_negative']}")
+
+
+@contextmanager
+def memory_peaks() -> Iterator[dict[str, int]]:
+    """The most that this process, and the largest of its workers, had for themselves, in bytes."""
+    peaks, ended, this = {"this process": 0, "the largest worker": 0}, Event(), psutil.Process()
+
+    def own(process: psutil.Process) -> int:
+        try:
+            memory = process.memory_info()
+        except psutil.NoSuchProcess:
+            return 0
+        return memory.rss - memory.shared
+
+    def sample() -> None:
+        while not ended.wait(0.2):
+            workers = [own(worker) for worker in this.children()]
+            for name, most in zip(peaks, (own(this), max(workers, default=0)), strict=True):
+                peaks[name] = max(peaks[name], most)
+
+    thread = Thread(target=sample)
+    thread.start()
+    try:
+        yield peaks
+    finally:
+        ended.set()
+        thread.join()
+
+
+def kill(path: Path, folder: Path, kills: int) -> None:
+    """Exits with 1 where the bytes are others than those of a run that nobody killed."""
+    whole, killed = folder / "whole", folder / "killed"
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", KILLED_RUN, path, whole], check=True)
+    chunk_seconds = (time.perf_counter() - start) / sum(1 for _ in path.open()) * 2000
+    moments, standing = random.Random(0), []
+    for _ in range(kills):
+        process = subprocess.Popen([sys.executable, "-c", KILLED_RUN, path, killed])
+        before = parts_of(killed)
+        while process.poll() is None and parts_of(killed) <= before:
+            time.sleep(0.02)
+        try:
+            process.wait(moments.uniform(0, chunk_seconds))
+            break  # done already
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        standing.append(parts_of(killed))
+    subprocess.run([sys.executable, "-c", KILLED_RUN, path, killed], check=True)
+    print(f"{len(standing)} kills; chunks that stood after each: {standing}")
+    same = files_of(whole) == files_of(killed)
+    print("The set has the same bytes." if same else "The set has OTHER bytes.")
+    sys.exit(not same)
+
+
+def parts_of(output: Path) -> int:
+    return len(list(output.with_name(f".{output.name}.parts").glob("part-*.parquet")))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def compare(data: Path) -> None:
@@ -87,7 +177,13 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--captions", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--shown", type=int, default=50)
     arguments = parser.parse_args()
-    measure(coco_captions(arguments.data, arguments.captions), arguments.workers, arguments.shown)
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "captions.txt"
+        write_captions(arguments.data, arguments.captions, source)
+        if arguments.kills:
+            kill(source, Path(scratch), arguments.kills)
+        measure(source, Path(scratch), arguments.workers, arguments.shown)
     compare(arguments.data)

@@ -11,17 +11,20 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import mmap
 import os
 import re
-from array import array
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Any, Protocol
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import DatasetCardData
@@ -38,10 +41,25 @@ GROUP_BYTES = 100_000_000
 _GROUP_LIMIT = 1_000_000_000
 GROUP_ROWS = 20_000  # of texts alone a group would never be full
 _CAPTION_COLUMNS = ("caption", "hard_positive", "hard_negative")
+_MEMORY = 2**22  # bytes of hashes that need no file
+
+
+class Rows(Protocol):
+    """What is asked of rows that are no dataset: images undecoded, as structs of bytes and path."""
+
+    @property
+    def features(self) -> datasets.Features:
+        """The columns."""
+
+    @property
+    def info(self) -> datasets.DatasetInfo:
+        """Description, licence and citation."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]: ...
 
 
 def build_parquet(
-    splits: Mapping[str, datasets.Dataset | datasets.IterableDataset],
+    splits: Mapping[str, datasets.Dataset | datasets.IterableDataset | Rows],
     output_dir: str | os.PathLike,
     *,
     progress: bool = True,
@@ -90,7 +108,7 @@ def build_parquet(
     return output
 
 
-def _check(splits: Mapping[str, datasets.Dataset | datasets.IterableDataset]) -> None:
+def _check(splits: Mapping[str, datasets.Dataset | datasets.IterableDataset | Rows]) -> None:
     if not splits:
         raise ValueError("Expected splits to name at least one split, got none.")
     for name, rows in splits.items():
@@ -131,8 +149,8 @@ class _Counts:
     rows: int = 0
     expanded_bytes: int = 0
     image_bytes: int = 0
-    images: set[bytes] = field(default_factory=set)
-    captions: array = field(default_factory=lambda: array("Q"))
+    images: _Distinct = field(default_factory=lambda: _Distinct())
+    captions: _Distinct = field(default_factory=lambda: _Distinct())
     categories: Counter = field(default_factory=Counter)
     flaws: Counter = field(default_factory=Counter)
     flawed_rows: int = 0
@@ -143,23 +161,50 @@ class _Counts:
         self.expanded_bytes += len(content)
         if new_image and content:
             self.image_bytes += len(content)
-            self.images.add(hashlib.sha256(content).digest())
-        # Hashes of eight bytes: the captions of a million rows would take half a gigabyte.
+            self.images.add(content)
         cells = (row[column] or () for column in _CAPTION_COLUMNS)
-        texts = chain.from_iterable([cell] if isinstance(cell, str) else cell for cell in cells)
-        self.captions.extend(map(_short_hash, texts))
+        for text in chain.from_iterable(
+            [cell] if isinstance(cell, str) else cell for cell in cells
+        ):
+            self.captions.add(text.encode())
         self.categories[row.get("category") or "none"] += 1
         self.flaws.update(row.get("flaws") or ())
         self.flawed_rows += bool(row.get("flaws"))
 
 
-def _short_hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+class _Distinct:
+    """Counts how many different contents come, by hashes of eight bytes.
+
+    What does not fit into a little memory lies in a temporary file: memory does not grow with rows.
+    """
+
+    def __init__(self) -> None:
+        # Written in large pieces, so that it is only touched by sets that are large.
+        self._file = tempfile.SpooledTemporaryFile(_MEMORY, buffering=2**20)  # noqa: SIM115
+
+    def add(self, content: bytes) -> None:
+        self._file.write(hashlib.blake2b(content, digest_size=8).digest())
+
+    def count(self) -> int:
+        """Return how many; nothing can be added afterwards."""
+        with self._file as file:
+            size = file.tell()
+            if not size:
+                return 0
+            file.seek(0)  # writes out what is buffered
+            hashes = np.frombuffer(
+                mmap.mmap(file.fileno(), size) if size > _MEMORY else bytearray(file.read()),
+                np.uint64,
+            )
+        hashes.sort()  # in its place
+        starts = range(0, len(hashes) - 1, _MEMORY)
+        pieces = (hashes[start : start + _MEMORY + 1] for start in starts)
+        return 1 + sum(int(np.count_nonzero(piece[1:] != piece[:-1])) for piece in pieces)
 
 
 def _write_split(
     split: str,
-    rows: datasets.Dataset | datasets.IterableDataset,
+    rows: datasets.Dataset | datasets.IterableDataset | Rows,
     folder: Path,
     progress: bool,
 ) -> _Counts:
@@ -167,8 +212,9 @@ def _write_split(
     schema = _portable_schema(rows.features)
     expected = (rows.info.splits or {}).get(split)
     total = len(rows) if isinstance(rows, datasets.Dataset) else expected and expected.num_examples
-    with_images = "image" in rows.features
-    encoded = rows.cast_column("image", datasets.Image(decode=False)) if with_images else rows
+    encoded = rows
+    if "image" in rows.features and isinstance(rows, (datasets.Dataset, datasets.IterableDataset)):
+        encoded = rows.cast_column("image", datasets.Image(decode=False))
     shards = []
     with tqdm(encoded, f"Writing {split}", total, unit="row", disable=not progress) as bar:
         groups = _row_groups(bar, split, counts)
@@ -313,7 +359,7 @@ def _count_table(counts: dict[str, _Counts]) -> str:
     return "\n".join(
         f"| `{name}` | {count.rows:,} | "
         + ", ".join(f"{category} {number:,}" for category, number in count.categories.items())
-        + f" | {len(count.images):,} | {len(set(count.captions)):,} | "
+        + f" | {count.images.count():,} | {count.captions.count():,} | "
         + f"{count.rows - count.flawed_rows:,} |"
         for name, count in counts.items()
     )

@@ -1,23 +1,33 @@
 """Captions, from the forms that people have them in -> one table of ids and captions.
 
-COCO's caption files, text with a caption a line, NegCLIP's TSV, and any dataset with a caption
-column. Everything is checked here, before a model is loaded. This file edits nothing.
+Every caption is checked here, before a model is loaded. The table lies on disk, and so does what
+brings rows of one image together: a million captions take the memory of a thousand. This file edits
+nothing; `forms` reads.
 """
 
-import ast
-import csv
-import io
 import json
 import re
+import sqlite3
+import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, Image
+from datasets import Dataset, DatasetDict, Features, Image
 
+from hard_positives.generation.forms import (
+    Row,
+    lines_of,
+    read_coco,
+    read_dataset,
+    read_negclip,
+    read_text,
+)
+from hard_positives.generation.on_disk import database, table_on_disk
 from hard_positives.names import printable
 from hard_positives_dataset.annotations import count_rows
 
@@ -31,8 +41,23 @@ SCHEMA = pa.schema(
         "caption": pa.string(),
         "image_id": pa.string(),
         "image_row": pa.int64(),
+        "line": pa.int64(),
     }
 )
+_TABLES = """
+    CREATE TABLE captions (
+        line INTEGER PRIMARY KEY, id TEXT UNIQUE, caption TEXT, image_id TEXT, image_row INTEGER,
+        file TEXT, edits TEXT
+    );
+    CREATE TABLE files (place INTEGER PRIMARY KEY, file TEXT UNIQUE);
+"""
+# COCO lists captions in no order: rows of one image stand together, else in the source's order.
+_IN_ORDER = """
+    SELECT id, caption, image_id, coalesce(image_row, place - 1), line, edits
+    FROM captions LEFT JOIN files USING (file)
+    ORDER BY min(line) OVER (PARTITION BY image_id), line
+"""
+_FILES = "SELECT file FROM files ORDER BY place"
 
 
 @dataclass(frozen=True)
@@ -41,18 +66,16 @@ class Captions:
 
     Attributes:
         name: Where they came from, for the record.
-        table: Columns id, caption, image_id (null where there is none) and image_row (the row of
-            `images`, null where there are none). A column named after a task, such as
+        table: Columns id, caption, image_id (null where there is none), image_row (the row of
+            `images`, null where there are none) and line (the place in the source, which files
+            that are joined by line go by). A column named after a task, such as
             `hard_positive_swap`, holds edits that are there already: lists of strings, best first.
         images: A dataset whose column `image` holds the files, or None.
-        lines: For each row of `table` its place in the source, which files that are joined by line
-            go by.
     """
 
     name: str
     table: pa.Table
     images: Dataset | None = None
-    lines: Sequence[int] = ()
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -67,16 +90,31 @@ class Captions:
         Raises:
             ValueError: Another number of lines than captions, or a line that is no JSON string.
         """
-        lines = [line.rstrip("\n") for line in _lines_of(Path(path))]
-        if len(lines) != len(self):
-            raise ValueError(
-                f"Expected {path} to have one line for each of the {len(self):,} captions of "
-                f"{self.name}, got {len(lines):,} lines. They are joined by line: use the caption "
-                "file that they were made from."
-            )
-        edits = [_published_edit(line, f"{path}, line {i + 1}") for i, line in enumerate(lines)]
-        ordered = pa.array([edits[line] for line in self.lines], pa.list_(pa.string()))
-        return replace(self, table=self.table.append_column(task, ordered))
+        with database("CREATE TABLE edits (line INTEGER PRIMARY KEY, edit TEXT)") as edits:
+            lines = (line.rstrip("\n") for line in lines_of(Path(path)))
+            edits.executemany("INSERT INTO edits VALUES (?, ?)", enumerate(lines))
+            [number] = edits.execute("SELECT count(*) FROM edits").fetchone()
+            if number != len(self):
+                raise ValueError(
+                    f"Expected {path} to have one line for each of the {len(self):,} captions of "
+                    f"{self.name}, got {number:,} lines. They are joined by line: use the caption "
+                    "file that they were made from."
+                )
+            find = "SELECT edit FROM edits WHERE line = ?"
+
+            def with_edits() -> Iterator[dict[str, Any]]:
+                for batch in self.table.to_batches():
+                    for row in batch.to_pylist():
+                        [edit] = edits.execute(find, (row["line"],)).fetchone()
+                        place = f"{path}, line {row['line'] + 1}"
+                        yield {**row, task: _published_edit(edit, place)}
+
+            schema = _with_task(self.table.schema, task)
+            return replace(self, table=table_on_disk(schema, with_edits()))
+
+
+def _with_task(schema: pa.Schema, task: str) -> pa.Schema:
+    return schema.append(pa.field(task, pa.list_(pa.string())))
 
 
 def _published_edit(line: str, place: str) -> list[str]:
@@ -126,12 +164,12 @@ def read_captions(
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "captions.txt"
         >>> _ = path.write_text("a red car\ntwo dogs and a cat\n")
-        >>> read_captions(path).table.to_pylist()[1]
-        {'id': 'line-0000001', 'caption': 'two dogs and a cat', 'image_id': None, 'image_row': None}
+        >>> read_captions(path).table["caption"].to_pylist()
+        ['a red car', 'two dogs and a cat']
     """
     if isinstance(source, Dataset):
         return _from_dataset("a dataset", source, caption_column, image_column)
-    readers = {".json": _read_coco, ".tsv": _read_negclip, ".txt": _read_text}
+    readers = {".json": read_coco, ".tsv": read_negclip, ".txt": read_text}
     reader = readers.get(Path(source).suffix)
     if reader is None:
         from hard_positives.suite.sources import load_splits  # takes torch along
@@ -141,129 +179,11 @@ def read_captions(
         )
     if not Path(source).is_file():
         raise FileNotFoundError(f"Expected {source} to be a file, got none. Check the path.")
-    return _collect(str(source), reader(Path(source)), Path(images) if images else None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    id: str
-    caption: Any
-    image_id: str | None = None
-    file_name: str | None = None
-    edits: dict[str, list[str]] | None = None
-
-
-def _read_coco(path: Path) -> Iterator[_Row]:
-    content = _json_of(path)
-    if not isinstance(content, dict) or not {"annotations", "images"} <= content.keys():
-        raise ValueError(
-            f"Expected {path} to be a COCO caption file with 'annotations' and 'images', got "
-            f"{'other fields' if isinstance(content, dict) else type(content).__name__}. Use "
-            "captions_train2017.json or one like it."
-        )
-    files: dict[str, str] = {}
-    for image in _coco_rows(path, content, "images", {"id": (int, str), "file_name": (str,)}):
-        if files.setdefault(str(image["id"]), image["file_name"]) != image["file_name"]:
-            raise ValueError(
-                f"Expected the images of {path} to have ids of their own, got {image['id']!r} for "
-                f"{files[str(image['id'])]!r} and {image['file_name']!r}. Repair the file."
-            )
-    for row in _coco_rows(path, content, "annotations", {"id": (int, str), "image_id": (int, str)}):
-        image_id = str(row["image_id"])
-        yield _Row(str(row["id"]), row.get("caption"), image_id, files.get(image_id, image_id))
-
-
-def _coco_rows(path: Path, content: dict, name: str, fields: dict[str, tuple]) -> Iterator[dict]:
-    """The entries of a list in a COCO file, once each has what is read of it."""
-    if not isinstance(content[name], list):
-        raise ValueError(
-            f"Expected {name!r} of {path} to be a list, got {type(content[name]).__name__}. Use "
-            "captions_train2017.json or one like it."
-        )
-    words = {int: "a whole number", str: "a text"}
-    for place, row in enumerate(content[name]):
-        for field, kinds in fields.items():
-            value = row.get(field) if isinstance(row, dict) else None
-            if type(value) not in kinds:
-                raise ValueError(
-                    f"Expected {name}[{place}] of {path} to have {field!r} as "
-                    f"{' or '.join(words[kind] for kind in kinds)}, got {_shown(row)}. Repair the "
-                    "file."
-                )
-        yield row
-
-
-def _json_of(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        problem = "brackets inside brackets" if isinstance(error, RecursionError) else error
-        raise ValueError(
-            f"Expected {path} to be a JSON file, got one that cannot be read: {problem}. Fetch it "
-            "again."
-        ) from error
-
-
-def _read_negclip(path: Path) -> Iterator[_Row]:
-    reader = csv.DictReader(_lines_of(path, newline=""), delimiter="\t", strict=True)
-    try:
-        columns = reader.fieldnames or []
-        if not {"title", "filepath", "neg_caption"} <= set(columns):
-            raise ValueError(
-                f"Expected {path} to have NegCLIP's columns title, filepath and neg_caption, got "
-                f"{_shown(columns)}. Use its train_neg_clip.tsv or valid_neg_clip.tsv."
-            )
-        for place, row in enumerate(reader):
-            yield _negclip_row(row, place, f"{path}, line {reader.line_num}")
-    except csv.Error as error:
-        raise ValueError(
-            f"Expected {path}, line {reader.reader.line_num} to be a line of NegCLIP's table, got "
-            f"one that cannot be read: {error}. Repair or remove it."
-        ) from error
-
-
-def _negclip_row(row: dict[str, Any], place: int, line: str) -> _Row:
-    try:
-        negatives = ast.literal_eval(row["neg_caption"])
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        negatives = None  # what Python's reader raises on nested, cut or foreign text
-    if not isinstance(negatives, list) or not all(isinstance(text, str) for text in negatives):
-        raise ValueError(
-            f"Expected neg_caption in {line} to be a list of texts such as ['a cat'], got "
-            f"{_shown(row['neg_caption'])}. Repair or remove this line."
-        )
-    file = row["filepath"]
-    if not isinstance(file, str) or not file:
-        raise ValueError(
-            f"Expected filepath in {line} to name an image, got nothing. Repair or remove this "
-            "line."
-        )
-    image = re.sub(r"^0+(?=.)", "", re.findall(r"\d*$", Path(file).stem)[0])
-    edits = {"hard_negative_swap": [text.strip() for text in negatives]}
-    return _Row(f"line-{place:07d}", row["title"], image or file, file, edits)
-
-
-def _read_text(path: Path) -> Iterator[_Row]:
-    for place, line in enumerate(_lines_of(path)):
-        yield _Row(f"line-{place:07d}", line.rstrip("\n"))
-
-
-def _lines_of(path: Path, newline: str | None = None) -> io.StringIO:
-    """The lines of a UTF-8 file, without the mark that some editors put at its start."""
-    content = path.read_bytes()
-    try:
-        return io.StringIO(content.decode("utf-8-sig"), newline)
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ValueError(
-            f"Expected {path} to be text in UTF-8, got other bytes in line {line}. Save it as "
-            "UTF-8."
-        ) from error
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    folder = Path(images) if images else None
+    with database(_TABLES) as store:
+        _store(store, str(source), reader(Path(source)), folder)
+        files = None if folder is None else _images_of(store, str(source), folder)
+        return Captions(str(source), _in_order(store), files)
 
 
 def _from_dataset(
@@ -274,47 +194,49 @@ def _from_dataset(
             f"Expected {name} to have the column {caption_column!r}, got {dataset.column_names}. "
             "Name the column that holds captions."
         )
-    names = [column for column in ("id", "image_id") if column in dataset.column_names]
-    texts = dataset.select_columns([*names, caption_column])
-    rows, image_rows = [], []
-    for place, row in enumerate(texts):
-        own = f"row-{place:07d}" if row.get("id") is None else str(row["id"])
-        cell = row[caption_column]
-        several = isinstance(cell, list)
-        for number, caption in enumerate(cell if several else [cell]):
-            image = None if row.get("image_id") is None else str(row["image_id"])
-            rows.append(_Row(f"{own}-{number}" if several else own, caption, image or own))
-            image_rows.append(place)
-    if image_column not in dataset.column_names:
-        return _table(name, rows, [None] * len(rows), None)
-    images = dataset.select_columns([image_column])
-    if image_column != "image":
-        images = images.rename_column(image_column, "image")
-    return _table(name, rows, image_rows, images.cast_column("image", Image(decode=False)))
+    images = None
+    if image_column in dataset.column_names:
+        images = dataset.select_columns([image_column])
+        if image_column != "image":
+            images = images.rename_column(image_column, "image")
+        images = images.cast_column("image", Image(decode=False))
+    with database(_TABLES) as store:
+        _store(store, name, read_dataset(dataset, caption_column, images is not None))
+        return Captions(name, _in_order(store), images)
 
 
-def _collect(name: str, rows: Iterable[_Row], folder: Path | None) -> Captions:
-    rows = list(rows)
-    if folder is None or rows[:1] == [] or rows[0].file_name is None:
-        return _table(name, rows, [None] * len(rows), None)
-    files = {file: place for place, file in enumerate(dict.fromkeys(row.file_name for row in rows))}
-    root = folder.resolve()
-    unsafe = [file for file in files if not _is_inside(root, file)]
-    if unsafe:
+def _store(
+    store: sqlite3.Connection, name: str, rows: Iterable[Row], folder: Path | None = None
+) -> None:
+    """Keep the rows on disk; raise what is wrong with any of them."""
+    problems, line = defaultdict(list), -1
+    for line, row in enumerate(rows):
+        if folder is not None and row.file is not None:
+            _store_file(store, name, row.file, folder)
+        problem = _problem(row)
+        if not problem:
+            edits = row.edits and json.dumps(row.edits)
+            kept = (line, row.id, row.caption.strip(), row.image_id, row.image_row, row.file, edits)
+            values = "INSERT OR IGNORE INTO captions VALUES (?, ?, ?, ?, ?, ?, ?)"
+            problem = "" if store.execute(values, kept).rowcount else "repeated id"
+        if problem:
+            problems[problem].append(printable(row.id))
+    if line < 0:
+        raise ValueError(f"Expected {name} to hold captions, got none. Check the file.")
+    if problems:
         raise ValueError(
-            f"Expected the image paths of {name} to stay inside {folder}, got {unsafe[0]!r}. "
+            f"Expected {name} to hold captions of 1 to {MAX_CHARACTERS} characters under ids of "
+            f"their own, got {count_rows(problems)}. Repair or remove these rows."
+        )
+
+
+def _store_file(store: sqlite3.Connection, name: str, file: str, folder: Path) -> None:
+    new = store.execute("INSERT OR IGNORE INTO files (file) VALUES (?)", (file,)).rowcount
+    if new and not _is_inside(folder.resolve(), file):
+        raise ValueError(
+            f"Expected the image paths of {name} to stay inside {folder}, got {file!r}. "
             "Repair the file; of a link, name the folder that it leads to."
         )
-    absent = [file for file in files if not (folder / file).is_file()]
-    if absent:
-        raise FileNotFoundError(
-            f"Expected the images of {name} under {folder}, got none for {len(absent):,} of "
-            f"{len(files):,} ({printable(', '.join(absent[:3]))}). Name the folder that these "
-            "paths are relative to."
-        )
-    images = Dataset.from_dict({"image": [str(folder / file) for file in files]})
-    places = [files[row.file_name] for row in rows]
-    return _table(name, rows, places, images.cast_column("image", Image(decode=False)))
 
 
 def _is_inside(root: Path, file: str) -> bool:
@@ -326,47 +248,38 @@ def _is_inside(root: Path, file: str) -> bool:
         return False
 
 
-def _table(
-    name: str, rows: list[_Row], image_rows: Sequence[int | None], images: Dataset | None
-) -> Captions:
-    _check(name, rows)
-    first: dict[str | None, int] = {}
-    for place, row in enumerate(rows):
-        first.setdefault(row.image_id, place)
-    # COCO lists captions in no order: rows of one image stand together, else in the source's order.
-    lines = list(range(len(rows)))
-    if len(first) > 1:
-        lines = sorted(lines, key=lambda place: first[rows[place].image_id])
-    columns = {
-        "id": [rows[line].id for line in lines],
-        "caption": [rows[line].caption.strip() for line in lines],
-        "image_id": [rows[line].image_id for line in lines],
-        "image_row": [image_rows[line] for line in lines],
-    }
-    table = pa.table(columns, SCHEMA)
-    for task in rows[0].edits or ():
-        edits = pa.array([rows[line].edits[task] for line in lines], pa.list_(pa.string()))
-        table = table.append_column(task, edits)
-    return Captions(name, table, images, lines)
-
-
-def _check(name: str, rows: Sequence[_Row]) -> None:
-    if not rows:
-        raise ValueError(f"Expected {name} to hold captions, got none. Check the file.")
-    problems, seen = defaultdict(list), set()
-    for row in rows:
-        problem = "repeated id" if row.id in seen else _problem(row)
-        seen.add(row.id)
-        if problem:
-            problems[problem].append(printable(row.id))
-    if problems:
-        raise ValueError(
-            f"Expected {name} to hold captions of 1 to {MAX_CHARACTERS} characters under ids of "
-            f"their own, got {count_rows(problems)}. Repair or remove these rows."
+def _images_of(store: sqlite3.Connection, name: str, folder: Path) -> Dataset | None:
+    """The image files, each once, after a look at whether they are there."""
+    [number] = store.execute("SELECT count(*) FROM files").fetchone()
+    absent, first = 0, []
+    for (file,) in store.execute(_FILES):
+        if not (folder / file).is_file():
+            absent += 1
+            first += [file] if len(first) < 3 else []
+    if absent:
+        raise FileNotFoundError(
+            f"Expected the images of {name} under {folder}, got none for {absent:,} of "
+            f"{number:,} ({printable(', '.join(first))}). Name the folder that these paths are "
+            "relative to."
         )
+    features = Features({"image": Image(decode=False)})
+    cells = ({"bytes": None, "path": str(folder / file)} for (file,) in store.execute(_FILES))
+    table = table_on_disk(features.arrow_schema, ({"image": cell} for cell in cells))
+    # With a fingerprint, since datasets would copy the table to make one.
+    return Dataset(table, fingerprint=uuid.uuid4().hex) if number else None
 
 
-def _problem(row: _Row) -> str | None:
+def _in_order(store: sqlite3.Connection) -> pa.Table:
+    [edits] = store.execute("SELECT edits FROM captions LIMIT 1").fetchone()
+    schema = reduce(_with_task, json.loads(edits or "{}"), SCHEMA)
+    rows = (
+        {**dict(zip(SCHEMA.names, values, strict=True)), **json.loads(edits or "{}")}
+        for *values, edits in store.execute(_IN_ORDER)
+    )
+    return table_on_disk(schema, rows)
+
+
+def _problem(row: Row) -> str | None:
     caption = row.caption
     if not isinstance(caption, str):
         return f"a {type(caption).__name__} instead of a text"
@@ -374,7 +287,7 @@ def _problem(row: _Row) -> str | None:
         return "an empty caption"
     if len(caption) > MAX_CHARACTERS:
         return f"a caption of more than {MAX_CHARACTERS} characters"
-    names = (row.id, row.image_id or "", row.file_name or "")
+    names = (row.id, row.image_id or "", row.file or "")
     if any(has_unfit_characters(text) for text in (caption, *names)):
         return "control characters or halves of characters"
     return None

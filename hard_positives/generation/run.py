@@ -27,8 +27,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import DatasetInfo, Features, IterableDataset, List, Value
-from datasets.iterable_dataset import ExamplesIterable
+from datasets import DatasetInfo, Features, List, Value
 from tqdm import tqdm
 
 from hard_positives.generation.captions import Captions, has_unfit_characters
@@ -37,6 +36,7 @@ from hard_positives.names import public_name
 from hard_positives.workers import worker_processes
 from hard_positives_dataset import build_parquet
 from hard_positives_dataset.builder import FEATURES
+from hard_positives_dataset.content import ContentHash
 from hard_positives_dataset.folders import (
     full_disk_explained,
     lock_for,
@@ -304,6 +304,18 @@ def generate(
 
 
 @dataclass(frozen=True)
+class _Rows:
+    """Rows as `build_parquet` takes them: a dataset of datasets would import torch."""
+
+    features: Features
+    info: DatasetInfo
+    rows: Iterator[dict[str, Any]]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self.rows
+
+
+@dataclass(frozen=True)
 class _Run:
     captions: Captions
     editor: Editor
@@ -360,13 +372,9 @@ class _Run:
         counts: Counter = Counter()
         text_alone = TextAlone()
         with tqdm(total=len(self.captions), unit="caption", disable=not progress) as bar:
-            # Not by from_generator, which would hash all captions to name the dataset.
-            examples = ExamplesIterable(
-                self.rows,
-                {"edit_chunk": edit_chunk, "counts": counts, "text_alone": text_alone, "bar": bar},
-            )
-            info = DatasetInfo(description=self.description, features=self.features)
-            build_parquet({"train": IterableDataset(examples, info)}, folder, progress=False)
+            rows = self.rows(edit_chunk, counts, text_alone, bar)
+            info = DatasetInfo(description=self.description)
+            build_parquet({"train": _Rows(self.features, info, rows)}, folder, progress=False)
         record = {"settings": self.settings, "counts": _nested(counts), **text_alone.record()}
         (folder / RECORD).write_text(json.dumps(record, indent=2), "utf-8")
         if self.output.exists():
@@ -379,9 +387,8 @@ class _Run:
         counts: Counter,
         text_alone: TextAlone,
         bar: tqdm,
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield all rows, numbered; parts that are not there whole are made on the way."""
-        number = 0
+    ) -> Iterator[dict[str, Any]]:
+        """Yield all rows; parts that are not there whole are made on the way."""
         for start, stop in self.chunks():
             part = self.read_part(start)
             if part is None:
@@ -389,9 +396,7 @@ class _Run:
                 self.write_part(start, part)
             counts += _count(part)
             text_alone.add(part, self.captions.table["image_id"][start:stop].to_pylist())
-            for row in self.part_rows(start, part):
-                yield number, row
-                number += 1
+            yield from self.part_rows(start, part)
             bar.update(stop - start)
             bar.set_postfix_str(_shares(counts), refresh=False)
         self.check_edited(counts)
@@ -452,12 +457,14 @@ class _Run:
         return f"{_part_number(start)}-{hashlib.sha256(place + content).hexdigest()}.parquet"
 
     def part_rows(self, start: int, part: pa.Table) -> Iterator[dict[str, Any]]:
-        sources = self.captions.table.slice(start, part.num_rows).to_pylist()
-        for source, edits in zip(sources, part.to_pylist(), strict=True):
-            for kind in ("replace", "swap"):
-                row = _training_row(source, edits, kind)
-                if row:
-                    yield {**row, **self.image_of(source)}
+        for at in range(0, part.num_rows, BATCH_SIZE):
+            edited = part.slice(at, BATCH_SIZE)
+            sources = self.captions.table.slice(start + at, edited.num_rows).to_pylist()
+            for source, edits in zip(sources, edited.to_pylist(), strict=True):
+                for kind in ("replace", "swap"):
+                    row = _training_row(source, edits, kind)
+                    if row:
+                        yield {**row, **self.image_of(source)}
 
     def image_of(self, source: dict[str, Any]) -> dict[str, Any]:
         if self.captions.images is None:
@@ -571,7 +578,7 @@ def _nested(counts: Counter) -> dict[str, dict[str, int]]:
 
 
 def _content_hash(table: pa.Table) -> str:
-    digest = hashlib.sha256()
-    for batch in table.to_batches(max_chunksize=10_000):
-        digest.update(json.dumps(batch.to_pydict()).encode())
-    return digest.hexdigest()
+    content = ContentHash()
+    for batch in table.to_batches():
+        content.add_table(pa.Table.from_batches([batch]))
+    return content.hexdigest()

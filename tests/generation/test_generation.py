@@ -13,12 +13,14 @@ import sys
 import threading
 import time
 import traceback
+import tracemalloc
 from collections import Counter
 from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
@@ -28,6 +30,7 @@ from typer.testing import CliRunner
 
 from hard_positives import LanguageModel, Rules, generate, read_captions
 from hard_positives.cli import app
+from hard_positives.generation import forms, on_disk
 from hard_positives.generation.grammar import analyse
 from hard_positives.generation.language_model import PROMPTS, checked
 from hard_positives.generation.rules import LEXICON, slots, substitute
@@ -449,6 +452,29 @@ def test_a_coco_file_that_is_no_json_is_named(tmp_path, text):
         read_captions(path)
 
 
+@pytest.mark.parametrize("piece", [1, 2, 7, 1000])
+def test_a_coco_file_is_read_alike_in_pieces_of_any_size(coco, monkeypatch, piece):
+    content = json.loads(coco.read_text())
+    other = {"info": {"year": 2017, "of": [1, [23, None]]}, "licenses": [], "version": 12345}
+    coco.write_text(json.dumps({**other, **content}, indent=1) + "\n", encoding="utf-8-sig")
+    whole = read_captions(coco).table
+    assert whole.num_rows == 4
+    monkeypatch.setattr(forms, "_PIECE", piece)
+    assert read_captions(coco).table == whole
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("}], ", "}, ], "), ("}, {", "} {"), ('"id": ', '"id" '), ("}]}", "}]}}"), ("}]}", "}]")],
+)
+def test_a_coco_file_with_a_mark_too_few_or_too_many_is_named(coco, before, after):
+    text = coco.read_text()
+    assert before in text
+    coco.write_text(text.replace(before, after))
+    with pytest.raises(ValueError, match=r"to be a JSON file, got .* at character \d+\. Fetch it"):
+        read_captions(coco)
+
+
 @pytest.mark.parametrize(
     "cell",
     ["['a', 'b'", DEEP[:90_000], "-" * 90_000 + "1", "[5]", "'abc'", "", "{}", "['a\0']", "None"],
@@ -847,8 +873,12 @@ def test_the_set_is_written_while_captions_are_edited_and_no_part_is_read_back(
     assert contents(tmp_path / "train") == whole
 
 
-def test_a_set_of_texts_alone_states_its_content_and_counts_its_captions(tmp_path, monkeypatch):
+@pytest.mark.parametrize("memory", [parquet._MEMORY, 32])
+def test_a_set_of_texts_alone_states_its_content_and_counts_its_captions(
+    tmp_path, monkeypatch, memory
+):
     monkeypatch.setattr(parquet, "GROUP_ROWS", 7)
+    monkeypatch.setattr(parquet, "_MEMORY", memory)
     captions = ["a red car and a dog", "a red car and a cat", "a red car and a dog"]
     folder = generate(
         source_of(captions * 9), tmp_path / "train", Rules(), workers=1, progress=False
@@ -1082,6 +1112,79 @@ def test_a_full_disk_is_one_true_sentence_and_the_same_command_resumes(tmp_path,
     assert done.exit_code == 0, done.output
     assert not parts.exists()
     assert len(loaded(output, tmp_path / "cache")) == 2 * len(captions)
+
+
+class Mirror(InChunksOfTen):
+    """Edits that cost nothing."""
+
+    chunk_size = 100
+
+    def edit_batch(self, captions, task):
+        return [Edit(f"{task.column} {caption[::-1]}", "swap") for caption in captions]
+
+
+def most_memory(number: int, folder: Path) -> int:
+    """What Python and Arrow take at most for a run over so many captions, in bytes."""
+    path = folder / f"{number}.txt"
+    path.write_text("".join(f"a red car and a dog number {n}\n" for n in range(number)))
+    tracemalloc.start()
+    try:
+        source = read_captions(path)
+        in_arrow = pa.total_allocated_bytes()
+        generate(source, folder / f"{number}", Mirror(), workers=1, progress=False)
+        return tracemalloc.get_traced_memory()[1] + in_arrow
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_captions(tmp_path, monkeypatch):
+    for module in (on_disk, parquet):
+        monkeypatch.setattr(module, "_MEMORY", 2**14)
+    monkeypatch.setattr(parquet, "GROUP_ROWS", 100)
+    most_memory(200, tmp_path)  # what is loaded once
+    few, many = (most_memory(number, tmp_path) for number in (1000, 4000))
+    assert many < few + 100 * 3000, f"{(many - few) / 3000:.0f} bytes a caption"
+
+
+def test_what_lies_on_disk_is_the_same(coco, tmp_path, monkeypatch):
+    published = tmp_path / "swap_hp.jsonl"
+    published.write_text('"a"\n"b"\n"None"\n"d"\n')
+
+    def read():
+        return read_captions(coco, images=tmp_path).with_published(published, "hard_positive_swap")
+
+    small = read()
+    monkeypatch.setattr(on_disk, "_MEMORY", 0)
+    large = read()
+    assert large.table == small.table and large.images.to_list() == small.images.to_list()
+
+
+@posix
+def test_a_full_disk_of_temporary_files_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(on_disk, "_MEMORY", 0)
+    path = tmp_path / "captions.txt"
+    path.write_text("".join(f"{caption}\n" for caption in NUMBERED))
+    expected = r"Expected room on the disk for .*, got: .*another folder in TMPDIR"
+    with files_of_at_most(1000), pytest.raises(OSError, match=expected):
+        read_captions(path)
+    with (
+        files_of_at_most(1000),
+        pytest.raises(OSError, match=expected),
+        on_disk.database("CREATE TABLE texts (text TEXT)") as store,
+    ):
+        store.executemany("INSERT INTO texts VALUES (?)", [("a" * 2**20,)] * 20)
+
+
+def test_captions_without_images_are_edited_without_torch(tmp_path):
+    (tmp_path / "captions.txt").write_text("a red car\n")
+    program = """
+import sys
+from hard_positives import Rules, generate, read_captions
+generate(read_captions("captions.txt"), "train", Rules(), workers=1, progress=False)
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
 
 
 # --- the command ----------------------------------------------------------------------------------
