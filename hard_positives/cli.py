@@ -1138,7 +1138,7 @@ def publish_dataset(
 
 
 @publish.command("model")
-@_in_sentences(resumes=True)
+@_in_sentences(resumes=_always)
 def publish_model(
     folder: Annotated[Path, typer.Argument(help="Folder from `hard-positives finetune`.")],
     repo_id: Annotated[str, typer.Argument(help="organization/name of the model on the Hub.")],
