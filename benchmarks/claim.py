@@ -19,6 +19,7 @@ pictures would.
 """
 
 import argparse
+import itertools
 import json
 import resource
 import time
@@ -145,24 +146,16 @@ def figures_path(output: Path, world: str, run: str, seed: int) -> Path:
 
 def measure_all(output: Path, base: str, seeds: int, worlds: list[str]) -> dict[str, Found]:
     """Make and score every run, one process a core; the figures by world."""
-    runs = {run: [0] if run == "base" else list(range(seeds)) for run in LABELS}
+    runs = [(run, seed) for seed in range(seeds) for run in LABELS if run != "base" or seed == 0]
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         for future in [pool.submit(render, output, world) for world in ("train", *worlds)]:
             future.result()
-        futures = [
-            pool.submit(measure, output, base, run, seed, worlds)
-            for run, of_run in runs.items()
-            for seed in of_run
-        ]
-        for future in futures:
+        for future in [pool.submit(measure, output, base, *run, worlds) for run in runs]:
             future.result()
-    return {
-        world: {
-            run: [json.loads(figures_path(output, world, run, seed).read_text()) for seed in of_run]
-            for run, of_run in runs.items()
-        }
-        for world in worlds
-    }
+    found = {world: {run: [] for run in LABELS} for world in worlds}
+    for world, (run, seed) in itertools.product(worlds, runs):
+        found[world][run].append(json.loads(figures_path(output, world, run, seed).read_text()))
+    return found
 
 
 def interval(values: list[float]) -> tuple[float, float]:
