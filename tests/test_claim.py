@@ -3,7 +3,6 @@
 import sys
 
 import pytest
-
 from conftest import ROOT
 
 pytest.importorskip("matplotlib", reason="extra claim")
