@@ -15,7 +15,7 @@ FOUND = {
     for run, figures in {
         "a": [(70, 10), (71, 11), (72, 12)],
         "b": [(80, 30), (81, 32), (82, 34)],
-        "d": [(77, 19.9), (78, 22), (79, 22.3)],
+        "c": [(77, 19.9), (78, 22), (79, 22.3)],
     }.items()
 }  # fmt: skip
 
@@ -46,9 +46,9 @@ def test_a_part_holds_where_its_whole_interval_is_above_the_threshold():
     assert told == {
         "(b) raises original over (a)": "holds",  # +10 for each seed
         "(b) raises brittleness over (a)": "holds",  # +20, +21, +22
-        "(d) keeps original within 3 of (b)": "open",  # -3 for each, not above it
-        "(d) raises augmented over (b)": "open",  # 0 for each
-        "(d) has under 2/3 of (b)'s brittleness": "open",  # 0.1, -0.67, 0.37
+        "(c) keeps original within 3 of (b)": "open",  # -3 for each, not above it
+        "(c) raises augmented over (b)": "open",  # 0 for each
+        "(c) has under 2/3 of (b)'s brittleness": "open",  # 0.1, -0.67, 0.37
     }
     swapped = FOUND | {"a": FOUND["b"], "b": FOUND["a"]}
     holds, part = claim.verdicts(swapped, "replace")[0]

@@ -259,7 +259,7 @@ def known_relation(caption: str, edited: str) -> str:
     changed = changed_words(words_of(caption), target)
     if all(words[:1] in (["a"], ["an"]) for words in changed):
         changed = [words[1:] for words in changed]
-    pairs = [tuple(" ".join(words) for words in changed)]
+    pairs: list[tuple[str, ...]] = [tuple(" ".join(words) for words in changed)]
     pairs += [tuple(lemma_of(text, tag) for text in pairs[0]) for tag in ("NN2", "VVG")]
     return next((_lexicon().known[pair] for pair in pairs if pair in _lexicon().known), "")
 
@@ -528,7 +528,7 @@ def _clauses_around(tokens: Sequence[Token], place: int) -> tuple[Span, Span] | 
     link, after = tokens[first.end], tokens[right.end]
     end = len(tokens) - (tokens[-1].tag == "PUN")
     alike = link.tag == after.tag == "VVG" or link.word == after.word in ("in", "on")
-    others = tokens[:place] + tokens[place + 1 : end]
+    others = [*tokens[:place], *tokens[place + 1 : end]]
     if first.start or not alike or {",", "and", "while"} & {token.word for token in others}:
         return None
     if _points(tokens) or any(token.tag in ("VVB", "VVZ", "VVD", "VBB", "VBZ") for token in others):
