@@ -6,7 +6,7 @@
 DATA holds `coco_negatives/valid_neg_clip.tsv`. Half of its images are held back: their captions are
 for judging alone, those of the other half for mending lexicon and rules. A round is a sample of its
 own, the same on every call. In the column `fails` the reader names the criteria that an edit fails
-(docs/rules.md says what they are), with a blank between; the column stays empty for a good edit.
+(docs/trainer.md says what they are), with a blank between; the column stays empty for a good edit.
 
 Without --output, no text is shown: how many captions get an edit, and how much of all replacing the
 ten most frequent substitutions do.

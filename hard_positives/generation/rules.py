@@ -258,8 +258,8 @@ def known_relation(caption: str, edited: str) -> str:
                 return relation
     changed = changed_words(words_of(caption), target)
     if all(words[:1] in (["a"], ["an"]) for words in changed):
-        changed = [words[1:] for words in changed]
-    pairs: list[tuple[str, ...]] = [tuple(" ".join(words) for words in changed)]
+        changed = (changed[0][1:], changed[1][1:])
+    pairs = [tuple(" ".join(words) for words in changed)]
     pairs += [tuple(lemma_of(text, tag) for text in pairs[0]) for tag in ("NN2", "VVG")]
     return next((_lexicon().known[pair] for pair in pairs if pair in _lexicon().known), "")
 

@@ -110,9 +110,25 @@ def test_nothing_is_replaced_inside_a_longer_word_or_a_name(caption):
         ("a book is sitting on a desk", "a book is seated on a desk"),
         ("a man holding up a sign", "a man grasping up a sign"),
         ("a cat on top of a tv", "a cat on top under a tv"),
+        # Known to the lexicon, but more than the caption says, or what nobody says.
+        ("a red car", "a crimson car"),
+        ("two small boys", "two tiny boys"),
+        ("a young boy", "a youthful boy"),
+        ("a man on a sofa", "a gentleman on a sofa"),
+        ("an empty stadium", "a vacant stadium"),
+        ("seven planes", "seven aircrafts"),
+        ("a tree near a lake", "a tree next to a lake"),
+        ("a store room holds sinks", "a store room grasps sinks"),
+        # True as well, or not said.
+        ("a pizza sitting on a plate", "a pizza lying on a plate"),
+        ("birds eating at a feeder", "birds standing at a feeder"),
+        ("a half empty bottle", "a half full bottle"),
+        ("a laptop with a mouse attached", "a phone with a mouse attached"),
+        ("a traffic light turns green on a corner", "a traffic light turns gray on a corner"),
+        ("a cat looking out of a car", "a zebra looking out of a car"),
     ],
 )
-def test_a_synonym_is_not_offered_where_it_does_not_fit(caption, wrong):
+def test_a_word_is_not_offered_where_it_does_not_fit(caption, wrong):
     assert wrong not in positives(caption) | negatives(caption)
 
 
