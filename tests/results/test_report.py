@@ -148,7 +148,7 @@ def started_browser():
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     service = webdriver.ChromeService(driver)
     with webdriver.Chrome(options=options, service=service) as opened:
-        opened.set_script_timeout(600)  # axe reads hundreds of cards, beside other work
+        opened.set_script_timeout(110)  # axe reads hundreds of cards; selenium itself waits for 120
         yield opened
 
 
