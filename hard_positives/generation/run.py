@@ -280,7 +280,7 @@ def generate(
         >>> folder = generate(read_captions(rows), output, Rules(), workers=1, progress=False)
         >>> for row in load_dataset(str(folder), split="train"):
         ...     print(row["id"], row["category"], "|", row["hard_positive"])
-        7-replace attribute | a cat and a dog on a scarlet sofa
+        7-replace object | a cat and a dog on a red couch
         7-swap swap | a dog and a cat on a red sofa
     """
     workers = editor.workers if workers is None else workers
