@@ -402,7 +402,7 @@ print(len(datasets.load_dataset("{ASKED}", "yes_no", split="replace")))
     assert output.split() == ["30", "90"]
 
 
-# Says yes where the bundled CLIP's logit is above that of a row in the middle.
+# Says yes where a tiny CLIP's logit is above that of a row in the middle.
 ANSWERING = """
 import base64, io, re
 import inspect_ai
@@ -413,7 +413,7 @@ from PIL import Image
 from hard_positives import score
 
 rows = load_dataset("{name}", split="replace")
-logits = score("shapes_clip", rows, cache=False, progress=False)
+logits = score("{model}", rows, cache=False, progress=False)
 middle = float(np.median(logits))
 known = {{}}
 for row, of_row in zip(rows, logits):
@@ -439,9 +439,9 @@ print(len(log.samples), score_of.metrics["accuracy"].value, right.mean())
 
 
 @pytest.mark.slow
-def test_inspect_ai_asks_a_tiny_model_and_counts_its_answers(stand_in, asked, tmp_path):
+def test_inspect_ai_asks_a_tiny_model_and_counts_its_answers(stand_in, asked, tiny_clip, tmp_path):
     pytest.importorskip("inspect_ai", reason="needs inspect-ai")
-    code = ANSWERING.format(name=ASKED)
+    code = ANSWERING.format(name=ASKED, model=tiny_clip)
     output = run_python(code, environment_for(stand_in.url, tmp_path), tmp_path)
     number, accuracy, expected = output.splitlines()[-1].split()
     assert number == "90"
