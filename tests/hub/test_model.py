@@ -125,7 +125,8 @@ def test_another_model_is_never_written_over(stand_in, client, tuned, name):  # 
 
     done = client("publish", "model", tuned, "org/theirs", "--create-pr", HF_TOKEN=READER)
     assert done.code == 0, done
-    assert [line.split()[0] for line in done.out.splitlines() if line.endswith(name)] == ["changed"]
+    lines = [line.split() for line in done.out.splitlines()]
+    assert [line[0] for line in lines if line[-1] == name] == ["changed"]
     assert repository.files == theirs
     assert "model.safetensors" in repository.at("refs/pr/1").files
 
