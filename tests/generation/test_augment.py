@@ -57,11 +57,11 @@ def test_an_edit_that_brings_in_the_words_of_the_negative_is_refused():
 
 
 def test_the_words_that_the_negative_changed_are_changed_first():
-    caption = "a small dog on a sofa by the road"
+    caption = "a small dog on a sofa by the street"
     for negative, word in (
-        ("a big dog on a sofa by the road", "small"),
-        ("a small dog on a bed by the road", "sofa"),
-        ("a small dog on a sofa by the beach", "road"),
+        ("a big dog on a sofa by the street", "small"),
+        ("a small dog on a bed by the street", "sofa"),
+        ("a small dog on a sofa by the beach", "street"),
     ):
         for seed in range(5):
             wanted = Wanted(caption, [negative])
@@ -118,7 +118,7 @@ def test_the_logits_of_captions_and_negatives_stay_as_they_were(tmp_path):
     ).scores
     after = evaluate("shapes_clip", folder, progress=False).scores
     of = dict(zip(before["id"].to_pylist(), before["logits"].to_pylist(), strict=True))
-    assert len(after) > 20
+    assert len(after) > 15
     for name, logits in zip(after["id"].to_pylist(), after["logits"].to_pylist(), strict=True):
         assert [logits[0], logits[-1]] == pytest.approx(of[name], abs=1e-4)
 

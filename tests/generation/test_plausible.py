@@ -20,7 +20,7 @@ from hard_positives.generation.text_alone import TextAlone, describe
 from hard_positives.models.loading import load_model
 
 CAPTIONS = [
-    "a red car and a black dog on a sofa",
+    "a red car and a black truck near a sofa",
     "two dogs and a cat on a white bed",
     "a young man and a little boy stand near a wooden table",
     "a small white bird on an old green bench",
