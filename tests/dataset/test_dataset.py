@@ -132,13 +132,14 @@ def images(tmp_path):
 
 @pytest.fixture
 def builder(tmp_path):
-    def make(annotations, *images, splits=("replace", "swap")):
+    def make(annotations, *images, splits=("replace", "swap"), partial=False):
         return HardPositives(
             cache_dir=str(tmp_path / "cache"),
             config_name="visual_genome",
             annotation_dir=annotations,
             images=list(images),
             splits=list(splits),
+            partial=partial,
         )
 
     return make
@@ -719,6 +720,20 @@ def test_missing_images_are_counted_before_one_is_read(builder, annotations, ima
         FileNotFoundError, match=r"no image file in 5 rows \(replace-attr.*2 images"
     ):
         builder(annotations, images, splits=["replace"]).download_and_prepare()
+
+
+def test_partial_leaves_out_rows_without_an_image_and_tells_how_many(builder, annotations, images):
+    whole = list(builder(annotations, images, splits=["replace"]).as_streaming_dataset()["replace"])
+    (images / tree_name(2)).unlink()
+    some = builder(annotations, images, splits=["replace"], partial=True)
+    with pytest.warns(UserWarning, match="5 of 8 rows of `replace`"):
+        rows = list(some.as_streaming_dataset()["replace"])
+    assert [row["id"] for row in rows] == [row["id"] for row in whole if row["image_id"] != "2"]
+    assert "5 of 8 rows of `replace`" in some.info.description
+    for number in (1, 3, 4):
+        (images / tree_name(number)).unlink()
+    with pytest.raises(FileNotFoundError, match="no image file in 8 rows"):
+        builder(annotations, images, splits=["replace"], partial=True).as_streaming_dataset()
 
 
 def test_unreadable_images_are_counted_together(builder, annotations, images):
