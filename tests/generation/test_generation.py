@@ -918,7 +918,7 @@ def test_the_set_is_written_while_captions_are_edited_and_no_part_is_read_back(
     assert contents(tmp_path / "train") == whole
 
 
-@pytest.mark.parametrize("memory", [parquet._MEMORY, 32])
+@pytest.mark.parametrize("memory", [parquet._MEMORY, 1])
 def test_a_set_of_texts_alone_states_its_content_and_counts_its_captions(
     tmp_path, monkeypatch, memory
 ):
