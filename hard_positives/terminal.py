@@ -7,9 +7,11 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 _UNLIMITED = 10_000
 _SHORTEST_NAME = 12
@@ -46,7 +48,17 @@ class FittedTable(Table):
         if missing > 0:  # the names are folded then, not the figures
             names = shown.columns[0]
             names.width = max(_SHORTEST_NAME, _width_of_names(shown, console, options) - missing)
+            names._cells = list(map(_hanging, names._cells))
         yield from Table.__rich_console__(shown, console, options)
+
+
+def _hanging(name: RenderableType) -> RenderableType:
+    """Indent every line of a folded name as its first."""
+    text = Text(name) if isinstance(name, str) else name
+    if not isinstance(text, Text):
+        return name
+    indent = len(text.plain) - len(text.plain.lstrip())
+    return Padding(text[indent:], (0, 0, 0, indent))
 
 
 def _width(table: Table, console: Console, options: ConsoleOptions) -> int:

@@ -12,6 +12,7 @@ This file knows no grammar and no server.
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -541,6 +542,7 @@ def _map_on_ray(rows: pa.Table, edit_batch: Callable[[dict], dict]) -> pa.Table:
             "Expected the package ray to be installed, got none. Run: pip install "
             "'hard-positives[ray]'"
         ) from error
+    _hush_ray(ray)
     blocks = ray.data.from_arrow(rows).repartition(target_num_rows_per_block=BATCH_SIZE)
     edited = blocks.map_batches(
         lambda batch: _part_table(edit_batch(batch.to_pydict())),
@@ -548,6 +550,14 @@ def _map_on_ray(rows: pa.Table, edit_batch: Callable[[dict], dict]) -> pa.Table:
         batch_size=BATCH_SIZE,
     )
     return pa.concat_tables(ray.get(edited.to_arrow_refs())).sort_by("row")
+
+
+def _hush_ray(ray: Any) -> None:
+    """Let Ray tell of errors alone; the bar of captions is ours."""
+    if not ray.is_initialized():
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
 
 
 def _part_table(columns: dict[str, list]) -> pa.Table:

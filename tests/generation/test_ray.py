@@ -95,10 +95,12 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-def test_two_nodes_share_the_work_and_make_the_same_files(cluster, expected, tmp_path):
+def test_two_nodes_share_the_work_and_make_the_same_files(cluster, expected, tmp_path, capfd):
     (tmp_path / "meeting").mkdir()
     editor = Meeting(meeting=tmp_path / "meeting")
+    capfd.readouterr()
     there = generate(source(), tmp_path / "there", editor, engine="ray", progress=False)
+    assert capfd.readouterr().err == ""  # nor do Ray's own lines and bars appear
     logs = {path.name: path.read_text().splitlines() for path in editor.meeting.iterdir()}
     assert set(logs) == {node["NodeID"] for node in ray.nodes()}
     assert len(logs) == 2

@@ -390,6 +390,20 @@ def test_tables_keep_the_names_of_their_rows_at_any_width(folders, width):
 KEPT = ("attribute", "relation", "REPLACE macro", "REPLACE micro", "swap")
 
 
+def test_a_long_name_is_folded_under_itself(folders):
+    result = EvaluationResult.load(folders[0])
+    result.signature["model"]["id"] = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    console = Console(width=60, file=io.StringIO())
+    console.print(render_summary([result, EvaluationResult.load(folders[1])]))
+    lines = console.file.getvalue().splitlines()
+    places = [place for place, line in enumerate(lines) if line.startswith("  laion/CLIP")]
+    assert places
+    for place in places:
+        name = lines[place].split()[0] + lines[place + 1].strip()
+        assert name == result.signature["model"]["id"]
+        assert lines[place + 1].startswith("  ") and lines[place + 1][2] != " "
+
+
 def test_a_wide_terminal_gets_both_ends_of_intervals(folders):
     console = Console(width=160, file=io.StringIO())
     result = EvaluationResult.load(folders[0])
