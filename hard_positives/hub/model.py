@@ -99,7 +99,13 @@ def _finished(folder: Path) -> dict[str, Any]:
         problem = "a run that has not ended. Start it again, and it resumes"
     if problem:
         raise FileNotFoundError(f"Expected {folder} to hold a tuned model, got {problem}.")
-    return read_record(folder)
+    record = read_record(folder)
+    if "files" not in record:
+        raise ValueError(
+            f"Expected {folder / RECORD} to have a hash of each file, got one of an earlier version. "
+            "Tune again."
+        )
+    return record
 
 
 def _checked_files(folder: Path, record: dict[str, Any]) -> dict[str, Path]:

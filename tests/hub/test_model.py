@@ -153,6 +153,11 @@ def test_a_folder_of_no_finished_run_is_refused(client, tuned, tiny_clip, tmp_pa
     (folder / "README.md").symlink_to("/etc/hostname")
     done = client("publish", "model", folder, "org/tiny")
     assert done.code == 1 and "README.md to be a file of its own, got a link" in done.err
+    record = read_record(tuned)
+    del record["files"]
+    write_record(folder, record)
+    done = client("publish", "model", folder, "org/tiny")
+    assert done.code == 1 and "a hash of each file, got one of an earlier version" in done.err
 
 
 def test_figures_of_rows_that_were_trained_on_do_not_go_onto_the_page(
