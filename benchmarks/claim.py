@@ -109,7 +109,7 @@ def tune(output: Path, base: str, run: str, seed: int) -> str | Path:
         return base
     if run == "text":
         if not (folder / "tokenizer.json").exists():  # what is saved last
-            captions = load_dataset(str(output / "train"), split="train")["caption"]
+            captions = list(load_dataset(str(output / "train"), split="train")["caption"])
             train(captions, folder, SETTINGS["epochs_of_text_alone"], seed)
         return f"lm:{folder}"
     if (folder / "README.md").exists():  # likewise
