@@ -102,8 +102,8 @@ def _finished(folder: Path) -> dict[str, Any]:
     record = read_record(folder)
     if "files" not in record:
         raise ValueError(
-            f"Expected {folder / RECORD} to have a hash of each file, got one of an earlier version. "
-            "Tune again."
+            f"Expected {folder / RECORD} to have a hash of each file, got one of an earlier "
+            "version. Tune again."
         )
     return record
 
