@@ -702,7 +702,7 @@ def command(model: Path, data: Path, output: Path, *options: str) -> list[str]:
 @pytest.fixture
 def generated_folder(tmp_path) -> Path:
     """A set that our rules made from true captions of rendered scenes."""
-    rows = Dataset.from_list(list(generate_rows("train", 40))).cast_column("image", Image())
+    rows = Dataset.from_list(list(generate_rows("train", 80))).cast_column("image", Image())
     captions = read_captions(rows.select_columns(["id", "image", "caption"]))
     return generate(captions, tmp_path / "generated", Rules(), workers=1, progress=False)
 
