@@ -754,7 +754,7 @@ class Killed(Rules):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().edit_batch(captions, task)
 
-captions = [f"a red car and a dog number {n}" for n in range(45)]
+captions = [f"a cat and a dog on sofa {n}" for n in range(45)]
 source = read_captions(Dataset.from_dict({"caption": captions}))
 generate(source, sys.argv[1], Killed(), workers=1, progress=False)
 """
@@ -772,7 +772,7 @@ def test_a_killed_run_goes_on_where_it_was_with_no_row_lost_or_twice(tmp_path, l
     assert run(last_task) == -signal.SIGKILL
     assert not (tmp_path / "train").exists()
     assert run("never") == 0
-    captions = [f"a red car and a dog number {n}" for n in range(45)]
+    captions = [f"a cat and a dog on sofa {n}" for n in range(45)]
     whole = generate(
         read_captions(Dataset.from_dict({"caption": captions})),
         tmp_path / "whole",
@@ -842,7 +842,7 @@ class Stopping(InChunksOfTen):
         return super().edit_batch(captions, task)
 
 
-NUMBERED = [f"a red car and a dog number {n}" for n in range(45)]
+NUMBERED = [f"a cat and a dog on sofa {n}" for n in range(45)]
 
 
 def stopped_run(output: Path, captions=NUMBERED, seed: int = 0) -> list[Path]:
@@ -1134,7 +1134,7 @@ def test_a_full_disk_is_one_true_sentence_and_the_same_command_resumes(tmp_path,
     monkeypatch.setattr(Rules, "chunk_size", 10)
     if kind == "texts":
         path, options = tmp_path / "captions.txt", []
-        captions = [f"a red car and a dog number {n}" for n in range(400)]
+        captions = [f"a cat and a dog on sofa {n}" for n in range(400)]
         path.write_text("".join(f"{caption}\n" for caption in captions))
     else:
         captions = NUMBERED
@@ -1156,7 +1156,7 @@ def test_a_full_disk_is_one_true_sentence_and_the_same_command_resumes(tmp_path,
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert not parts.exists()
-    assert len(loaded(output, tmp_path / "cache")) == len(captions)
+    assert len(loaded(output, tmp_path / "cache")) == 2 * len(captions)
 
 
 class Mirror(InChunksOfTen):
