@@ -69,7 +69,8 @@ def publish_model(
     with hub_errors(repo_id):
         if dry_run and not HfApi().repo_exists(repo_id):
             new = _additions(card, files, record, repo_id)
-            return Publication(f"{HfApi().endpoint}/{repo_id}", False, _plan(new, {}))
+            plan = _plan(new, {}, record["files"])
+            return Publication(f"{HfApi().endpoint}/{repo_id}", False, plan)
         repository = open_repository(
             repo_id,
             "model",
@@ -79,12 +80,13 @@ def publish_model(
             make=not dry_run,
         )
         there = repository.hashes()
-        if _is_there(files, there):
+        changed = _changed({**files, CARD: card.encode()}, there, record["files"])
+        if changed <= {CARD}:
             card = (repository.read(CARD) or card.encode()).decode()
         elif not create_pr:
-            _check_nothing_is_lost(repository, {**files, CARD: card.encode()}, there)
+            _check_nothing_is_lost(repository, changed & there.keys())
         additions = _additions(card, files, record, repo_id)
-        plan = _plan(additions, there)
+        plan = _plan(additions, there, record["files"])
         if dry_run or not plan:
             return Publication(repository.url, False, plan)
         published = repository.commit(additions)
@@ -122,40 +124,43 @@ def _checked_files(folder: Path, record: dict[str, Any]) -> dict[str, Path]:
     return {name: folder / name for name in [*record["files"], RECORD]}
 
 
-def _is_there(files: dict[str, Path], there: dict[str, str]) -> bool:
-    return all(_is_same(file, there.get(name)) for name, file in files.items())
+def _changed(files: dict[str, Any], there: dict[str, str], digests: dict[str, str]) -> set[str]:
+    """The names of files that the repository does not have as they are."""
+    return {
+        name
+        for name, file in files.items()
+        if not _is_same(file, there.get(name), digests.get(name))
+    }
 
 
-def _is_same(file: Path | bytes, known: str | None) -> bool:
-    """Whether a file is the one that the Hub knows by this SHA-256 or this id in git."""
+def _is_same(file: Path | bytes, known: str | None, digest: str | None) -> bool:
+    """Whether a file is the one that the Hub knows by this SHA-256 or this id in git.
+
+    Its own SHA-256, where that has been looked at, spares reading weights again.
+    """
     if known is None:
         return False
     if len(known) == 64 and isinstance(file, Path):
-        return digest_of(file) == known
+        return (digest or digest_of(file)) == known
     return git_hash(file if isinstance(file, bytes) else file.read_bytes()) == known
 
 
-def _check_nothing_is_lost(
-    repository: Repository, files: dict[str, Path | bytes], there: dict[str, str]
-) -> None:
-    lost = [
-        name for name, file in files.items() if name in there and not _is_same(file, there[name])
-    ]
+def _check_nothing_is_lost(repository: Repository, lost: set[str]) -> None:
     if lost:
         raise ValueError(
             f"Expected {repository.id} to be new or to hold this model, got another "
-            f"{', '.join(lost)} there. Nothing was sent. Choose another name, or offer the change "
-            "as a pull request (--create-pr)."
+            f"{', '.join(sorted(lost))} there. Nothing was sent. Choose another name, or offer the "
+            "change as a pull request (--create-pr)."
         )
 
 
-def _plan(files: dict[str, Any], there: dict[str, str]) -> str:
+def _plan(files: dict[str, Any], there: dict[str, str], digests: dict[str, str]) -> str:
     """A line for each file that the repository does not have as it is."""
     lines = []
-    for name, file in sorted(files.items()):
-        if not _is_same(file, there.get(name)):
-            size = len(file) if isinstance(file, bytes) else file.stat().st_size
-            lines.append(f"{'changed' if name in there else 'new':8}{size:>16,} bytes  {name}\n")
+    for name in sorted(_changed(files, there, digests)):
+        file = files[name]
+        size = len(file) if isinstance(file, bytes) else file.stat().st_size
+        lines.append(f"{'changed' if name in there else 'new':8}{size:>16,} bytes  {name}\n")
     return "".join(lines)
 
 

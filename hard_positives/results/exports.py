@@ -155,12 +155,16 @@ def _latex(table: Table) -> str:
     header, *lines = _cells(table)
     frame = pd.DataFrame([line[1:] for line in lines], [line[0] for line in lines], header[1:])
     bold = ["" if any(line[1:]) else "font-weight: bold" for line in lines]
-    styled = frame.style.format(escape="latex")
-    styled = styled.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
-    styled = styled.apply_index(lambda _: bold, axis=0)
+    styled = _escaped(frame).apply_index(lambda _: bold, axis=0)
     layout = "l" + "r" * len(frame.columns)
     text = styled.to_latex(hrules=True, column_format=layout, convert_css=True)
     return f"% {' '.join(str(table.title).split())}\n{text}% {table.caption}\n"
+
+
+def _escaped(frame: pd.DataFrame) -> Any:
+    """A frame to be styled, whose cells and headers LaTeX shows as they are."""
+    styled = frame.style.format(escape="latex")
+    return styled.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
 
 
 def _cells(table: Table) -> list[list[str]]:
@@ -246,8 +250,7 @@ def figures_latex(results: Sequence[EvaluationResult]) -> str:
             cells.setdefault(key, {})[model] = percent(value.estimate.value)
     columns = sorted(cells, key=lambda key: list(dict.fromkeys(k[0] for k in cells)).index(key[0]))
     frame = pd.DataFrame({key: cells[key] for key in columns}).fillna("")
-    styled = frame.style.format(escape="latex")
-    styled = styled.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
-    text = styled.to_latex(hrules=True, multicol_align="c", column_format="l" + "r" * len(columns))
+    layout = "l" + "r" * len(columns)
+    text = _escaped(frame).to_latex(hrules=True, multicol_align="c", column_format=layout)
     signatures = "".join(f"% {printable(result.signature_line)}\n" for result in results)
     return signatures + text
