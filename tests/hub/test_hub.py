@@ -1009,17 +1009,23 @@ def test_a_card_that_cannot_be_read_is_not_taken_for_a_missing_one(
     assert len(model.commits) == 1
 
 
+def published_after(fault, kind, folder, name, stand_in, client):
+    """What is published by the same command, once its commit has failed in a way."""
+    stand_in.fail("POST", f"/api/{kind}s/{name}/commit/main", fault)
+    done = client("publish", kind, folder, name)
+    assert done.code == 1
+    assert FAULTS[fault] in done.err
+    repository = stand_in.repositories[f"{kind}s", name]
+    assert len(repository.commits) == (2 if fault == "lost" else 1)
+    assert client("publish", kind, folder, name).code == 0
+    assert len(repository.commits) == 2
+    return repository
+
+
 @pytest.mark.parametrize("fault", [401, 403, 404, 409, 412, 429, 503, "cut", "lost"])
 def test_a_failed_commit_of_a_dataset_can_be_repeated(stand_in, client, built, fault):
     name = f"org/fault-{fault}"
-    stand_in.fail("POST", f"/api/datasets/{name}/commit/main", fault)
-    done = client("publish", "dataset", built, name)
-    assert done.code == 1
-    assert FAULTS[fault] in done.err
-    repository = stand_in.repositories["datasets", name]
-    assert len(repository.commits) == (2 if fault == "lost" else 1)
-    assert client("publish", "dataset", built, name).code == 0
-    assert len(repository.commits) == 2
+    repository = published_after(fault, "dataset", built, name, stand_in, client)
     assert {"README.md", "data/replace-00000-of-00001.parquet"} < set(repository.files)
 
 

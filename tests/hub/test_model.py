@@ -15,6 +15,7 @@ from test_hub import (  # noqa: F401
     clean,
     client,
     published,
+    published_after,
     sources,
     stand_in,
 )
@@ -177,13 +178,6 @@ def test_figures_of_rows_that_were_trained_on_do_not_go_onto_the_page(
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_failed_commit_of_a_model_can_be_repeated(stand_in, client, tuned, fault):  # noqa: F811
     name = f"org/model-fault-{fault}"
-    stand_in.fail("POST", f"/api/models/{name}/commit/main", fault)
-    done = client("publish", "model", tuned, name)
-    assert done.code == 1
-    assert FAULTS[fault] in done.err
-    repository = stand_in.repositories["models", name]
-    assert len(repository.commits) == (2 if fault == "lost" else 1)
-    assert client("publish", "model", tuned, name).code == 0
-    assert len(repository.commits) == 2
+    repository = published_after(fault, "model", tuned, name, stand_in, client)
     record = json.loads(repository.files[RECORD])
     assert {*record["files"], RECORD, "README.md"} <= set(repository.files)
