@@ -238,12 +238,17 @@ def damage_as_value_error(model: str) -> Iterator[None]:
     except Exception as error:  # tokenizers and safetensors raise bare exceptions
         told = isinstance(error, (OSError, ValueError, ImportError))
         is_parsing = isinstance(error, (json.JSONDecodeError, UnicodeDecodeError))
-        if str(error).startswith("Expected ") or (told and not is_parsing):
+        is_a_line = "\n" not in str(error).strip()
+        if str(error).startswith("Expected ") or (told and not is_parsing and is_a_line):
             raise
+        in_a_line = " ".join(str(error).split())
+        for kind in (OSError, ImportError):  # of the Hub, or of a package that is not there
+            if isinstance(error, kind):
+                raise kind(in_a_line) from error
         raise ValueError(
             f"Expected {model} to hold a whole model with its tokenizer and image processor, got "
-            f"files that cannot be read ({type(error).__name__}: {error}). Download or save it "
-            "again."
+            f"files that are missing or cannot be read ({type(error).__name__}: {in_a_line}). "
+            "Download or save it again."
         ) from error
 
 

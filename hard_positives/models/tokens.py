@@ -47,6 +47,7 @@ def tokenize(
     if begin is not None:
         token_ids = [[begin, *ids] for ids in token_ids]
     _check_lengths(captions, token_ids, max_length(tokenizer, config))
+    _check_words(captions, token_ids, set(tokenizer.all_special_ids))
     _check_tokenizer(captions, token_ids, config)
     return token_ids
 
@@ -134,6 +135,17 @@ def _check_tokenizer(captions: Sequence[str], token_ids: list[list[int]], config
         )
     if config.model_type == "clip_text_model":
         _check_end_token(captions, token_ids, config.eos_token_id)
+
+
+def _check_words(captions: Sequence[str], token_ids: list[list[int]], special: set[int]) -> None:
+    # Without its vocabulary's file a tokenizer of transformers is made with special tokens alone.
+    without = [place for place, ids in enumerate(token_ids) if special.issuperset(ids)]
+    if len(without) > len(captions) / 2:
+        raise ValueError(
+            f"Expected the tokenizer to know words of captions, got none in {len(without)} of "
+            f"{len(captions)}, such as {captions[without[0]][:80]!r}. Its files are missing or of "
+            "another model: download or save it again."
+        )
 
 
 def _check_end_token(captions: Sequence[str], token_ids: list[list[int]], end: int) -> None:

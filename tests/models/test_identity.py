@@ -208,6 +208,29 @@ def test_damaged_files_of_a_model_are_one_sentence(tiny_clip, tmp_path, triples,
     assert str(folder) in str(told.value) and "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_missing_file_of_a_model_is_one_sentence(tiny_clip, tmp_path, triples, file):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_clip, folder)
+    (folder / file).unlink()
+    message = "Expected the tokenizer to" if file == "tokenizer.json" else str(folder)
+    with pytest.raises((ValueError, OSError)) as told:
+        score(folder, triples)
+    assert message in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_tokenizer_without_words_is_found_out_where_captions_differ_in_length(
+    tiny_clip, tmp_path, triples
+):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_clip, folder)
+    (folder / "tokenizer.json").unlink()
+    row = {"caption": "a cat", "hard_positive": "a small cat", "hard_negative": "a very small cat"}
+    triple = triples.select([0]).map(lambda _: row)
+    with pytest.raises(ValueError, match="to know words of captions, got none in 3 of 3, such as"):
+        score(folder, triple)
+
+
 def test_a_tokenizer_without_its_unknown_token_is_one_sentence(tmp_path, triples):
     folder = tmp_path / "model"
     shutil.copytree(Path(loading.__file__).parents[1] / "shapes_clip", folder)

@@ -262,9 +262,18 @@ def test_a_model_without_its_processor_is_an_error(model, triples):
 
 
 def test_a_tokenizer_that_cannot_tell_captions_apart_is_an_error(model, processor, triples):
-    broken = type(processor)(processor.image_processor, CLIPTokenizer())
-    with pytest.raises(ValueError, match="tell 45 captions apart, got 7 different"):
-        score(model, triples, processor=broken)
+    vocabulary = {
+        "<|startoftext|>": 512,
+        "<|endoftext|>": 513,
+        "n</w>": 5,
+    }  # of all words the end of "on"
+    for known, message in (
+        (vocabulary, r"tell 45 captions apart, got \d+ different"),
+        (None, "know words of captions, got none in 45 of 45"),
+    ):
+        broken = CLIPTokenizer(vocab=known, merges=[])
+        with pytest.raises(ValueError, match=message):
+            score(model, triples, processor=type(processor)(processor.image_processor, broken))
 
 
 def test_a_tokenizer_that_ends_captions_otherwise_is_an_error(model, processor, triples):
