@@ -50,14 +50,33 @@ def near_names(name: str, known: Iterable[str] = ()) -> list[str]:
         ['sugarcrepe']
     """
     folder, last = os.path.split(name.rstrip("/"))
-    candidates = {one.lower(): one for one in known}
+    candidates = {one: one for one in known}
     try:
         beside = [entry.name for entry in os.scandir(folder or ".") if _is_alike(entry, last)]
     except OSError:
         beside = []
-    candidates |= {one.lower(): os.path.join(folder, one) for one in beside}
-    near = difflib.get_close_matches(last.lower(), candidates, cutoff=_NEAR)
-    return [candidates[one] for one in near]
+    candidates |= {one: os.path.join(folder, one) for one in beside}
+    return [candidates[one] for one in _nearest(last, candidates)]
+
+
+def near_columns(missing: Iterable[str], columns: Iterable[str]) -> str:
+    """Ask whether columns that a dataset has were meant by those that it lacks.
+
+    Examples:
+        >>> near_columns(["captoin"], ["image", "caption"])
+        ' Did you mean caption?'
+        >>> near_columns(["text"], ["image", "caption"])
+        ''
+    """
+    columns = list(columns)
+    near = dict.fromkeys(one for name in missing for one in _nearest(name, columns))
+    return f" Did you mean {' and '.join(near)}?" if near else ""
+
+
+def _nearest(name: str, candidates: Iterable[str]) -> list[str]:
+    by_lower = {one.lower(): one for one in candidates}
+    near = difflib.get_close_matches(name.lower(), by_lower, cutoff=_NEAR)
+    return [by_lower[one] for one in near]
 
 
 def _is_alike(entry: os.DirEntry, name: str) -> bool:

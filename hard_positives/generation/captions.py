@@ -28,6 +28,7 @@ from hard_positives.generation.forms import (
     read_text,
 )
 from hard_positives.generation.on_disk import database, table_on_disk
+from hard_positives.lookup import near_columns
 from hard_positives.names import printable
 from hard_positives_dataset.annotations import count_rows
 
@@ -148,8 +149,8 @@ def read_captions(
             the rows have no images.
         split: The split of a folder or Hub id.
         caption_column: The column of a dataset that holds captions.
-        image_column: The column of a dataset that holds images; without such a column the rows have
-            none.
+        image_column: The column of a dataset that holds images; without a column `image` the rows
+            have none.
 
     Returns:
         The captions. `id` is COCO's annotation id, the dataset's own `id`, or the place in the
@@ -189,10 +190,13 @@ def read_captions(
 def _from_dataset(
     name: str, dataset: Dataset | DatasetDict, caption_column: str, image_column: str
 ) -> Captions:
-    if caption_column not in dataset.column_names:
+    needed = [caption_column, *([image_column] if image_column != "image" else [])]
+    missing = [column for column in needed if column not in dataset.column_names]
+    if missing:
         raise ValueError(
-            f"Expected {name} to have the column {caption_column!r}, got {dataset.column_names}. "
-            "Name the column that holds captions."
+            f"Expected {name} to have the column {missing[0]!r}, got {dataset.column_names}. Name "
+            "the column that holds captions, and that of images if there is one."
+            f"{near_columns(missing[:1], dataset.column_names)}"
         )
     images = None
     if image_column in dataset.column_names:

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, Image, List, concatenate_datasets
 
+from hard_positives.lookup import near_columns
 from hard_positives.suite.columns import DIRECTIONS, Columns
 from hard_positives.suite.rows import column_values, picture_digests
 
@@ -191,7 +192,7 @@ def check_columns(rows: Dataset, columns: Columns) -> None:
         raise ValueError(
             f"Expected the dataset to have the columns {columns.needed}, got "
             f"{rows.column_names}. Rename or add {missing}, or say which columns to take "
-            "(--image, --positive, --negative, ...)."
+            f"(--image, --positive, --negative, ...).{near_columns(missing, rows.column_names)}"
         )
     for name in columns.image_columns:
         if not holds_images(rows, name):

@@ -384,6 +384,15 @@ def test_negclips_own_table_gives_its_captions_and_its_negatives():
     assert row["hard_negative_swap"][0].startswith("A umbrella holding a flowered child")
 
 
+@pytest.mark.parametrize("given", [{"caption_column": "texts"}, {"image_column": "Pictures"}])
+def test_a_column_that_was_named_and_is_not_there_is_an_error(given):
+    dataset = Dataset.from_dict({"text": ["a"], "caption": ["a"], "picture": [None]})
+    [(name, column)] = given.items()
+    meant = {"caption_column": "text", "image_column": "picture"}[name]
+    with pytest.raises(ValueError, match=rf"column {column!r}, .* Did you mean {meant}\?$"):
+        read_captions(dataset, **given)
+
+
 def test_a_dataset_may_hold_one_caption_a_row_or_several():
     one = Dataset.from_dict({"text": ["a", "b"], "id": ["x", "y"]})
     several = Dataset.from_dict({"caption": [["a", "b"], ["c"]]})

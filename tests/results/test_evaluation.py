@@ -188,6 +188,12 @@ def test_a_folder_without_the_columns_is_an_error_before_the_model_loads(tmp_pat
         evaluate("no/such-model", tmp_path)
 
 
+def test_a_mistyped_column_is_told_with_the_one_that_was_meant(triples):
+    columns = Columns(positives=["captoin"], negatives=["Hard_negatives"])
+    with pytest.raises(ValueError, match=r"Did you mean caption and hard_negative\?$"):
+        evaluate("no/such-model", triples, columns=columns)
+
+
 def test_the_table_has_a_line_for_every_category_and_mean(result):
     table = render_table(result)
     labels = [str(cell).strip() for cell in table.columns[0].cells]
