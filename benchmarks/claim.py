@@ -7,7 +7,7 @@ hard positives, three seeds each, and score them on a rendered world with habits
 captions are less usual as text, as in real benchmarks. Beside them stands what text alone gets: a
 small GPT-2, trained on the same captions, that sees no picture. Every run is the same but for the
 texts that it may use. A run that was killed resumes: worlds, models and figures that are there are
-not made again. It writes claim.json and claim.png.
+not made again. It writes claim.json and claim.svg.
 
 Training, development and test are three worlds, of a seed each, and `shapes_clip` was trained on a
 fourth. Whatever there was to choose was chosen on the development world (`--development`, which
@@ -40,8 +40,15 @@ from hard_positives import Recipe, evaluate, finetune
 from hard_positives_dataset import HardPositives, build_parquet
 from hard_positives_dataset.folders import write_whole
 
-matplotlib.use("agg")
+matplotlib.use("svg")
 from matplotlib import pyplot as plt
+
+INK, INK_IN_DARK = "#1b1f24", "#e6e9ed"
+COLOURS = {
+    "original_accuracy": "#1f77b4",
+    "augmented_accuracy": "#1fa37c",
+    "brittleness": "#e69f00",
+}
 
 LABELS = {
     "text": "text alone",
@@ -200,7 +207,10 @@ def verdicts(found: Found, split: str) -> list[tuple[str, str]]:
 
 
 def draw(found: Found, path: Path) -> None:
-    figure, panels = plt.subplots(1, len(SPLITS), figsize=(9, 3.8), sharey=True)
+    """Draw all runs with their intervals; the picture follows the reader's light or dark scheme."""
+    inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    plt.rcParams.update({**dict.fromkeys(inked, INK), "svg.fonttype": "none", "svg.hashsalt": ""})
+    figure, panels = plt.subplots(len(SPLITS), figsize=(5.6, 6.8), sharey=True)
     for panel, split in zip(panels, SPLITS, strict=True):
         for place, name in enumerate(FIGURES):
             means, halves = zip(
@@ -209,17 +219,23 @@ def draw(found: Found, path: Path) -> None:
                 strict=True,
             )  # fmt: skip
             at = np.arange(len(found)) + 0.27 * (place - 1)
-            label, style = name.replace("_", " "), {"color": f"C{place}", "ecolor": "black"}
+            label, style = name.replace("_", " "), {"color": COLOURS[name], "ecolor": INK}
             panel.bar(at, means, 0.25, yerr=halves, error_kw={"lw": 1}, label=label, **style)
             if place == 0:
                 label = f"{label} of text alone"
-                panel.axhline(means[0], color="C0", lw=1, ls="--", zorder=0, label=label)
+                panel.axhline(means[0], color=INK, lw=1, ls="--", zorder=0, label=label)
         panel.set_xticks(range(len(found)), [LABELS[run].replace(" ", "\n") for run in found])
-        panel.set_title(split.upper())
-    panels[0].set_ylabel("percent of rows")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="lower center", ncols=4)
+        panel.set_title(f"{split.upper()}, percent of rows")
+    labelled = panels[0].get_legend_handles_labels()
+    figure.legend(*labelled, loc="lower center", ncols=2, frameon=False)
     figure.tight_layout(rect=(0, 0.08, 1, 1))
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, transparent=True, metadata={"Date": None})
+    in_dark = "".join(
+        f'[style*="{kind}: {INK}"] {{ {kind}: {INK_IN_DARK} !important }}'
+        for kind in ("fill", "stroke")
+    )
+    style = f"<style>@media (prefers-color-scheme: dark) {{ {in_dark} }}</style>\n</svg>"
+    path.write_text(path.read_text("utf-8").replace("</svg>", style), encoding="utf-8")
 
 
 def processor_seconds() -> float:
@@ -250,7 +266,7 @@ def main() -> None:
     print(f"{seconds:.0f} s, {processor_seconds():.0f} processor seconds")
     record = {"settings": SETTINGS, "worlds": WORLDS, "figures": found, "parts": told}
     (arguments.output / "claim.json").write_text(json.dumps(record, indent=2))
-    draw(found[worlds[-1]], arguments.output / "claim.png")
+    draw(found[worlds[-1]], arguments.output / "claim.svg")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@
 DATA holds `coco_negatives/valid_neg_clip.tsv` and `replace/{original,hard_positive}/*.json`. The
 beginnings of their captions meet the ends of others, so that a million are all different, and as
 long as captions are. Memory is what a process has for itself (RssAnon), sampled five times a
-second. With --kills the run is killed with SIGKILL so many times, each time at a random moment
-after another chunk has been kept, and must end in the bytes of a run that nobody killed.
+second. With --kills another run is killed with SIGKILL so many times, spread over all of it, each
+time at a random moment after a chunk has been kept, and must end in the same bytes.
 """
 
 import argparse
@@ -34,13 +34,14 @@ from hard_positives.generation.rules import Rules, slots, substitute
 from hard_positives.generation.run import TASKS, generate
 from hard_positives_dataset.annotations import read_annotation_dir, read_triples
 
-# A short run has few chunks of 20,000 captions to be killed between.
+CHUNKS = 50  # at least, so that there are some to be killed between
 KILLED_RUN = """
 import sys
 from hard_positives import Rules, generate, read_captions
 
-Rules.chunk_size = 2000
-generate(read_captions(sys.argv[1]), sys.argv[2], Rules(), workers=2, progress=False)
+captions, output, chunk_size, workers = sys.argv[1:]
+Rules.chunk_size = int(chunk_size)
+generate(read_captions(captions), output, Rules(), workers=int(workers), progress=False)
 """
 
 
@@ -111,18 +112,18 @@ def memory_peaks() -> Iterator[dict[str, int]]:
         thread.join()
 
 
-def kill(path: Path, folder: Path, kills: int) -> None:
-    """Exits with 1 where the bytes are others than those of a run that nobody killed."""
-    whole, killed = folder / "whole", folder / "killed"
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", KILLED_RUN, path, whole], check=True)
-    chunk_seconds = (time.perf_counter() - start) / sum(1 for _ in path.open()) * 2000
-    moments, standing = random.Random(0), []
-    for _ in range(kills):
-        process = subprocess.Popen([sys.executable, "-c", KILLED_RUN, path, killed])
-        before = parts_of(killed)
-        while process.poll() is None and parts_of(killed) <= before:
+def kill(path: Path, folder: Path, workers: int, kills: int, number: int) -> None:
+    """Exits with 1 where the bytes are others than those of the run that nobody killed."""
+    killed = folder / "killed"
+    command = [sys.executable, "-c", KILLED_RUN, path, killed, str(Rules.chunk_size), str(workers)]
+    chunks = -(-number // Rules.chunk_size)
+    start, moments, standing = time.perf_counter(), random.Random(0), []
+    for place in range(1, kills + 1):
+        process, began = subprocess.Popen(command), time.perf_counter()
+        before, wanted = parts_of(killed), place * chunks // (kills + 1)
+        while process.poll() is None and parts_of(killed) <= max(before, wanted - 1):
             time.sleep(0.02)
+        chunk_seconds = (time.perf_counter() - began) / max(1, parts_of(killed) - before)
         try:
             process.wait(moments.uniform(0, chunk_seconds))
             break  # done already
@@ -130,9 +131,10 @@ def kill(path: Path, folder: Path, kills: int) -> None:
             process.kill()
             process.wait()
         standing.append(parts_of(killed))
-    subprocess.run([sys.executable, "-c", KILLED_RUN, path, killed], check=True)
-    print(f"{len(standing)} kills; chunks that stood after each: {standing}")
-    same = files_of(whole) == files_of(killed)
+    subprocess.run(command, check=True)
+    print(f"{len(standing)} kills; chunks of {chunks} that stood after each: {standing}")
+    print(f"killed and resumed: {time.perf_counter() - start:.1f} s")
+    same = files_of(folder / "train") == files_of(killed)
     print("The set has the same bytes." if same else "The set has OTHER bytes.")
     sys.exit(not same)
 
@@ -184,6 +186,8 @@ if __name__ == "__main__":
         source = Path(scratch) / "captions.txt"
         write_captions(arguments.data, arguments.captions, source)
         if arguments.kills:
-            kill(source, Path(scratch), arguments.kills)
+            Rules.chunk_size = min(Rules.chunk_size, arguments.captions // CHUNKS)
         measure(source, Path(scratch), arguments.workers, arguments.shown)
+        if arguments.kills:
+            kill(source, Path(scratch), arguments.workers, arguments.kills, arguments.captions)
     compare(arguments.data)

@@ -19,7 +19,7 @@ CASES = {  # logits of the caption, the hard positive and the hard negative
     "misled": (2.0, 1.0, 3.0),
 }
 FIGURES = {"original": "original_correct", "augmented": "augmented_correct", "brittle": "brittle"}
-WIDTH, STEP = 220, 46
+WIDTH, HEIGHT, STEP = 220, 284, 46
 STYLE = """
   text { font: 15px system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; fill: #1b1f24 }
   .card { fill: #ffffff; stroke: #d4d9df } .small { font-size: 12.5px; fill: #57606a }
@@ -31,24 +31,25 @@ STYLE = """
 """
 
 
-def draw_case(left: int, title: str, logits: tuple[float, ...]) -> str:
-    """Return one column: three captions on a scale of logits, and what the row counts as."""
+def draw_case(left: int, top: int, title: str, logits: tuple[float, ...]) -> str:
+    """Return one case: three captions on a scale of logits, and what the row counts as."""
     outcomes = row_outcomes([logits])
+    x, start, end = left + 45, top + 62, top + 62 + 3 * STEP
     drawn = (
-        f'<text class="title" x="{left + WIDTH / 2:.0f}" y="36">{title}</text>'
-        f'<line class="line" x1="{left + 45}" y1="62" x2="{left + 45}" y2="{62 + 3 * STEP}"/>'
+        f'<text class="title" x="{left + WIDTH / 2:.0f}" y="{top + 36}">{title}</text>'
+        f'<line class="line" x1="{x}" y1="{start}" x2="{x}" y2="{end}"/>'
     )
     for name, logit in zip(NAMES, logits, strict=True):
-        y = 85 + round((3 - logit) * STEP)
+        y = top + 85 + round((3 - logit) * STEP)
         # Shapes tell true from false where colours do not.
         mark = (
             f'<rect class="false" x="{left + 37}" y="{y - 8}" width="16" height="16"/>'
             if name == NAMES[-1]
-            else f'<circle class="true" cx="{left + 45}" cy="{y}" r="9"/>'
+            else f'<circle class="true" cx="{x}" cy="{y}" r="9"/>'
         )
         drawn += f'{mark}<text x="{left + 66}" y="{y + 5}">{name}</text>'
     for place, (name, field) in enumerate(FIGURES.items()):
-        y, yes = 232 + 24 * place, getattr(outcomes, field)[0]
+        y, yes = top + 232 + 22 * place, getattr(outcomes, field)[0]
         kind, sign = ("yes", "yes") if yes else ("small", "no")
         drawn += f'<text class="small" x="{left + 36}" y="{y}">{name}</text>'
         drawn += f'<text class="{kind}" x="{left + 126}" y="{y}">{sign}</text>'
@@ -57,16 +58,19 @@ def draw_case(left: int, title: str, logits: tuple[float, ...]) -> str:
 
 def draw() -> str:
     """Return the picture as SVG."""
-    width = WIDTH * len(CASES)
+    width, height = 2 * WIDTH, HEIGHT * len(CASES) // 2 + 16
     cases = "\n".join(
-        draw_case(WIDTH * place, title, logits)
+        draw_case(WIDTH * (place % 2), HEIGHT * (place // 2), title, logits)
         for place, (title, logits) in enumerate(CASES.items())
     )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} 300" role="img" '
+        # Readable at the width of a phone, and no larger than that asks for elsewhere.
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="550" '
+        'role="img" '
         'aria-label="Four orders of caption, hard positive and hard negative, and which of '
         f'original, augmented and brittle each counts as.">\n<style>{STYLE}</style>\n'
-        f'<rect class="card" x="0.5" y="0.5" width="{width - 1}" height="299" rx="12"/>\n'
+        f'<rect class="card" x="0.5" y="0.5" width="{width - 1}" height="{height - 1}" '
+        'rx="12"/>\n'
         f"{cases}\n</svg>\n"
     )
 

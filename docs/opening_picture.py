@@ -23,7 +23,7 @@ ROWS = (
     ("hard_positive", "hard positive: same meaning", "true"),
     ("hard_negative", "hard negative: other meaning", "false"),
 )
-LONGEST = 220  # of a bar
+LONGEST = 250  # of a bar
 STYLE = """
   text { font: 15px system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; fill: #1b1f24 }
   .card { fill: #ffffff; stroke: #d4d9df } .small { font-size: 12.5px; fill: #57606a }
@@ -58,13 +58,13 @@ def draw(row: dict, logits: list[float]) -> str:
     low, high = min(logits), max(logits)
     lengths = [LONGEST * (0.25 + 0.75 * (logit - low) / (high - low)) for logit in logits]
     drawn = "".join(
-        f'<text class="words" x="270" y="{y}">{escape(row[column])}</text>'
-        f'<text class="small" x="270" y="{y + 20}">{title}</text>'
-        f'<rect class="track" x="560" y="{y - 14}" width="{LONGEST}" height="24" rx="5"/>'
-        f'<rect class="{kind}" x="560" y="{y - 14}" width="{length:.0f}" height="24" rx="5"/>'
-        f'<text class="score" x="850" y="{y + 4}">{logit:.2f}</text>'
+        f'<text class="words" x="170" y="{y}">{escape(row[column])}</text>'
+        f'<text class="score" x="420" y="{y}">{logit:.2f}</text>'
+        f'<text class="small" x="170" y="{y + 18}">{title}</text>'
+        f'<rect class="track" x="170" y="{y + 26}" width="{LONGEST}" height="14" rx="4"/>'
+        f'<rect class="{kind}" x="170" y="{y + 26}" width="{length:.0f}" height="14" rx="4"/>'
         for y, (column, title, kind), length, logit in zip(
-            (58, 124, 190), ROWS, lengths, logits, strict=True
+            (38, 112, 186), ROWS, lengths, logits, strict=True
         )
     )
     names = ", ".join(
@@ -72,14 +72,17 @@ def draw(row: dict, logits: list[float]) -> str:
         for (column, title, _), logit in zip(ROWS, logits, strict=True)
     )
     return (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 880 280" role="img" '
+        # Readable at the width of a phone, and no larger than that asks for elsewhere.
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 440 290" width="550" role="img" '
         f'aria-label="An image of shapes: {escape(names)}.">\n<style>{STYLE}</style>\n'
-        '<rect class="card" x="0.5" y="0.5" width="879" height="279" rx="12"/>'
-        f'<image href="data:image/png;base64,{image}" x="28" y="30" width="204" height="204"/>\n'
-        f'{drawn}\n<text class="small" x="560" y="22">logits; bars do not begin at 0</text>'
-        '<text class="small" x="270" y="256">'
-        f"{MODEL} ranks the false caption between the "
-        "true ones: it sees the edit, not the meaning.</text>\n</svg>\n"
+        '<rect class="card" x="0.5" y="0.5" width="439" height="289" rx="12"/>'
+        f'<image href="data:image/png;base64,{image}" x="20" y="22" width="130" height="130"/>\n'
+        '<text class="small" x="20" y="174">Scores are logits;</text>'
+        '<text class="small" x="20" y="191">bars do not</text>'
+        '<text class="small" x="20" y="208">begin at 0.</text>\n'
+        f'{drawn}\n<text class="small" x="20" y="256">{MODEL} ranks the false caption between '
+        'the true ones:</text>\n<text class="small" x="20" y="273">'
+        "it sees the edit, not the meaning.</text>\n</svg>\n"
     )
 
 

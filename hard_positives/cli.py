@@ -104,7 +104,10 @@ def _json_object(text: str) -> dict[str, Any]:
 Quiet = Annotated[
     bool,
     typer.Option(
-        "--quiet", "-q", help="Print the result and errors, and nothing else.", callback=_hush
+        "--quiet",
+        "-q",
+        help="Print the result, warnings and errors, and nothing else.",
+        callback=_hush,
     ),
 ]
 COLUMNS_PANEL = "Columns of the dataset (left out, the benchmark's own)"
@@ -195,6 +198,14 @@ TableFiles = Annotated[
         parser=_table_file,
         help="Write the table to a file, too, as its name ends: .csv (every figure, as fractions), "
         ".md or .tex; repeat for more.",
+    ),
+]
+ImageData = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Visual Genome's image_data.json: figures without the pictures that are COCO's, too, "
+        "as a view of their own.",
     ),
 ]
 Json = Annotated[
@@ -493,6 +504,7 @@ def evaluate(
             rich_help_panel=COLUMNS_PANEL,
         ),
     ] = False,
+    image_data: ImageData = None,
     table: TableFiles = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -514,7 +526,6 @@ def evaluate(
     from hard_positives import evaluate as evaluate_model
     from hard_positives.machine import is_main_process
     from hard_positives.names import printable
-    from hard_positives.results.files import prepare_folder
 
     columns = Columns(
         image=image,
@@ -547,10 +558,11 @@ def evaluate(
         "progress": not quiet,
     }
     if len(models) > 1 or len(datasets) > 1:
-        if output is None or revision or dataset_revision:
+        if output is None or revision or dataset_revision or image_data:
             raise ValueError(
                 "Expected several models or datasets to be given with output and without "
-                "revisions, got others. Give --output, and revisions in runs of their own."
+                "revisions and image_data, got others. Give --output, revisions in runs of their "
+                "own, and --image-data to hard-positives report."
             )
         tell = None if quiet or not is_main_process() else partial(typer.echo, err=True)
         results = evaluate_all(models, datasets, output, **options, tell=tell)
@@ -559,8 +571,8 @@ def evaluate(
             _write_tables(write_figures, results, table)
         return
     [model_name], [dataset_name] = models, datasets
-    if output is not None:
-        prepare_folder(output, dataset_name)  # before hours of work, not after
+    if is_main_process():
+        _check_files(output, dataset_name, image_data)
     result = evaluate_model(
         model_name,
         dataset_name,
@@ -572,6 +584,7 @@ def evaluate(
         return
     if output is not None:
         result.save(output)
+    [result] = _with_image_data([result], image_data)
     _write_tables(write_figures, [result], table)
     if as_json:
         typer.echo(json.dumps({"signature": result.signature, **result.figures}, indent=2))
@@ -595,6 +608,17 @@ def _check_names(models: list[str], datasets: list[str], adapter: str | None = N
         check_dataset_name(dataset)
 
 
+def _check_files(output: Path | None, dataset: str, image_data: Path | None) -> None:
+    """Refuse before hours of work, not after, what could not be written or read then."""
+    from hard_positives.results.files import check_folder
+    from hard_positives.suite.coco import coco_pictures
+
+    if image_data is not None:
+        coco_pictures(image_data, ())
+    if output is not None:
+        check_folder(output, dataset)
+
+
 def _show_all(results: list["EvaluationResult"], *, as_json: bool) -> None:
     import json
 
@@ -610,6 +634,14 @@ def _show_all(results: list["EvaluationResult"], *, as_json: bool) -> None:
     rich.print(render_summary(results))
     for result in results:
         typer.echo(printable(result.signature_line))
+
+
+def _with_image_data(
+    results: list["EvaluationResult"], image_data: Path | None
+) -> list["EvaluationResult"]:
+    if image_data is None:
+        return results
+    return [result.with_image_data(image_data) for result in results]
 
 
 def _write_tables(
@@ -695,6 +727,7 @@ def report(
             "that the results name."
         ),
     ] = None,
+    image_data: ImageData = None,
     quiet: Quiet = False,
 ) -> None:
     """Write results as one web page that needs no network, and as Markdown."""
@@ -702,7 +735,8 @@ def report(
     from hard_positives.results.files import find_results
 
     folders = [found for given in results for found in find_results(given)]
-    page = write_report(list(map(EvaluationResult.load, folders)), output, dataset=dataset)
+    loaded = _with_image_data(list(map(EvaluationResult.load, folders)), image_data)
+    page = write_report(loaded, output, dataset=dataset)
     if not quiet:
         typer.echo(f"Wrote {page}, and report.md, figures.csv and figures.tex beside it.")
 
@@ -714,6 +748,7 @@ def compare(
     others: Annotated[
         list[Path], typer.Argument(metavar="SECOND", help="Folders with the results to judge.")
     ],
+    image_data: ImageData = None,
     table: TableFiles = None,
     as_json: Json = False,
 ) -> None:
@@ -731,7 +766,8 @@ def compare(
     from hard_positives.names import printable
     from hard_positives.results.tables import render_ranking
 
-    base, *judged = results = [EvaluationResult.load(folder) for folder in (first, *others)]
+    loaded = [EvaluationResult.load(folder) for folder in (first, *others)]
+    base, *judged = results = _with_image_data(loaded, image_data)
     _write_tables(write_comparison, results, table)
     if as_json:
         found = [list(map(asdict, compare_results(base, other))) for other in judged]
@@ -1022,6 +1058,7 @@ def finetune(
         str | None,
         typer.Option(help="Triples to score on the way: a folder, a Hub id, or shapes."),
     ] = None,
+    image_data: ImageData = None,
     recipe: Annotated[
         str, typer.Option(help="both, or as published: negclip, fsc_clip, trohn_text, read_clip.")
     ] = "both",
@@ -1095,6 +1132,7 @@ def finetune(
         recipe=replace(RECIPES[recipe], **given),
         split=split,
         held_out=held_out,
+        image_data=image_data,
         seed=seed,
         checkpoint_steps=checkpoint_steps,
         dtype=dtype,

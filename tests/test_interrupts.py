@@ -78,9 +78,9 @@ def evaluate(*options: str) -> list[str]:
 @pytest.mark.parametrize("moment", ["imports", "work"])
 @pytest.mark.parametrize("to_the_group", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.slow
-def test_an_interrupt_is_one_sentence_and_exit_code_130(start, moment, to_the_group):
+def test_an_interrupt_is_one_sentence_and_exit_code_130(start, moment, to_the_group, tmp_path):
     options = ["--workers", "2"] if moment == "work" else []
-    process = start(moment, *evaluate(*options))
+    process = start(moment, *evaluate(*options, "--output", str(tmp_path / "result")))
     if to_the_group:
         os.killpg(process.pid, signal.SIGINT)
     else:
@@ -88,6 +88,7 @@ def test_an_interrupt_is_one_sentence_and_exit_code_130(start, moment, to_the_gr
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert errors == "Interrupted. The same command resumes where it stopped.\n"
+    assert not (tmp_path / "result").exists()
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from huggingface_hub import ModelCardData
@@ -46,12 +47,18 @@ from hard_positives.finetuning.rows import (
     choose_texts,
     identify_content,
 )
-from hard_positives.finetuning.trainer import ContrastiveTrainer, StepsBar, TrainingGuard
+from hard_positives.finetuning.trainer import (
+    ContrastiveTrainer,
+    HeldOut,
+    StepsBar,
+    TrainingGuard,
+)
 from hard_positives.machine import is_main_process, processes
 from hard_positives.models.encoders import DualEncoder
 from hard_positives.models.loading import damage_as_value_error, load_model
 from hard_positives.names import EMBEDDED_MODEL, public_name
-from hard_positives.suite.comparisons import Comparisons, read_comparisons
+from hard_positives.suite.coco import coco_pictures
+from hard_positives.suite.comparisons import read_comparisons
 from hard_positives.suite.rows import about_rows
 from hard_positives.suite.sources import Source, check_content, load_source
 from hard_positives_dataset.folders import (
@@ -73,6 +80,7 @@ def finetune(
     recipe: Recipe = RECIPES["both"],
     split: str | None = None,
     held_out: str | Path | Dataset | DatasetDict | None = None,
+    image_data: str | Path | None = None,
     seed: int = 0,
     checkpoint_steps: int = 500,
     dtype: str = "float32",
@@ -96,6 +104,8 @@ def finetune(
         recipe: One of `RECIPES`, or your own.
         held_out: Triples to score on the way, as for `hard_positives.evaluate`. Where they share
             pictures or texts with the training rows, a warning, the record and the card say so.
+        image_data: Visual Genome's `image_data.json`, for figures of the held-out rows without the
+            pictures that are COCO's, too, beside those of all.
         seed: Of the order of rows and of the rows that shares choose.
         checkpoint_steps: Steps between checkpoints, and between scores on `held_out`.
         dtype: `"float32"`, or `"bfloat16"` for mixed precision; weights and the loss are
@@ -128,7 +138,7 @@ def finetune(
     rows = check_training_rows(source.splits)
     chosen = choose_texts(rows, recipe, seed)
     _check_batches(recipe, len(rows))
-    benchmark, held_out_content = _index_held_out(held_out)
+    benchmark, held_out_content = _index_held_out(held_out, image_data)
     with _lock(output), bars_of_transformers_hidden():
         _check_output(output)
         ids, image_digests = identify_content(rows)
@@ -149,7 +159,15 @@ def finetune(
             },
             "held_out": None
             if held_out is None
-            else {"id": _name_of(held_out), "content_sha256": held_out_content},
+            else {
+                "id": _name_of(held_out),
+                "content_sha256": held_out_content,
+                "num_not_coco": {
+                    split: int(rows.not_coco.sum())
+                    for split, rows in benchmark.items()
+                    if rows.not_coco is not None
+                },
+            },
             "recipe": asdict(recipe),
             "seed": seed,
             "checkpoint_steps": checkpoint_steps,
@@ -211,10 +229,10 @@ def _trained(
 
 def _overlap(trainer: ContrastiveTrainer) -> dict[str, dict[str, Any]]:
     """Find, in the one process that writes it down, what is trained on and held out, too."""
-    benchmark = cast(dict[str, tuple[Comparisons, list[str]]], trainer.eval_dataset)
+    benchmark = cast(dict[str, HeldOut], trainer.eval_dataset)
     if not (benchmark and is_main_process()):
         return {}
-    held_out = {split: comparisons for split, (comparisons, _) in benchmark.items()}
+    held_out = {split: rows.comparisons for split, rows in benchmark.items()}
     overlap = find_overlap(cast(TrainingRows, trainer.train_dataset), held_out)
     warn_of_overlap(overlap)
     return overlap
@@ -336,17 +354,26 @@ def _load_processor(model: str | Path, rows: Dataset) -> ProcessorMixin:
 
 
 def _index_held_out(
-    held_out: str | Path | Dataset | DatasetDict | None,
-) -> tuple[dict[str, tuple[Comparisons, list[str]]], dict[str, str]]:
-    """Return comparisons and categories, and the hash of the content, by split."""
+    held_out: str | Path | Dataset | DatasetDict | None, image_data: str | Path | None
+) -> tuple[dict[str, HeldOut], dict[str, str]]:
+    """Return what is to be scored, and the hash of the content, by split."""
+    if image_data is not None and held_out is None:
+        raise ValueError(
+            f"Expected image_data to be given with held_out, got {image_data} alone. Give rows to "
+            "score on the way, or leave it out."
+        )
     benchmark, contents = {}, {}
     source = Source({}) if held_out is None else load_source(held_out)
     for split, rows in source.splits.items():
         comparisons = read_comparisons(rows)
         digests = [comparisons.image_digests[place] for place in comparisons.anchors]
         contents[split] = check_content(split, rows, digests, source.content_sha256.get(split))
-        categories = cast(list[str], about_rows(rows, split, digests)["category"])
-        benchmark[split] = comparisons, categories
+        about = cast(dict[str, list[str]], about_rows(rows, split, digests))
+        not_coco = None
+        if image_data is not None:
+            coco = coco_pictures(image_data, about["cluster"])
+            not_coco = np.array([cluster not in coco for cluster in about["cluster"]])
+        benchmark[split] = HeldOut(comparisons, about["category"], not_coco)
     return benchmark, contents
 
 
@@ -540,6 +567,8 @@ def _figures(settings: dict[str, Any], record: dict[str, Any]) -> str:
         for name, after in record["after"].items()
     ]
     head = f"On `{settings['held_out']['id']}`; means over categories. Lower brittleness is better."
+    if settings["held_out"]["num_not_coco"]:
+        head += " `not_coco`: of the rows whose picture is in Visual Genome alone."
     shared = overlap_in_words(record["overlap"])
     if shared:
         head += f"\n\n**Not a measure of what was learnt: {shared}.**"

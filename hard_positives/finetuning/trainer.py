@@ -9,9 +9,11 @@ import os
 import shutil
 import sys
 from functools import partial
+from itertools import compress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch.distributed.nn.functional import all_gather
 from torch.utils.data import DataLoader
@@ -34,10 +36,25 @@ from hard_positives.finetuning.rows import Collator
 from hard_positives.machine import Options, processes
 from hard_positives.models.encoders import DualEncoder
 from hard_positives.scoring.score import score_comparisons
+from hard_positives.suite.comparisons import Comparisons
 from hard_positives.workers import end_with
 
 FIGURES = ("original_accuracy", "augmented_accuracy", "brittleness")
 _HIGHEST_SCALE = math.log(100)  # As CLIP was trained.
+
+
+class HeldOut(NamedTuple):
+    """The rows of a split to score on the way.
+
+    Attributes:
+        comparisons: What is scored.
+        categories: Of each row.
+        not_coco: (N,) whether each row's picture is in Visual Genome alone, where that is known.
+    """
+
+    comparisons: Comparisons
+    categories: list[str]
+    not_coco: np.ndarray | None = None
 
 
 class ContrastiveTrainer(Trainer):
@@ -46,8 +63,7 @@ class ContrastiveTrainer(Trainer):
     Args:
         recipe: Whose switches the loss takes.
         processor: The model's.
-        **options: As for `transformers.Trainer`; `eval_dataset` gives for each split an index of
-            its rows and the rows' categories.
+        **options: As for `transformers.Trainer`; `eval_dataset` gives the `HeldOut` of each split.
     """
 
     loss_is_scaled_for_ga = False  # the mean of a batch
@@ -105,14 +121,23 @@ class ContrastiveTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Score the model as it is on the held-out splits: fractions by split and figure."""
+        """Score the model as it is on the held-out splits: fractions by split and figure.
+
+        Figures of `SPLIT_not_coco` are those of the rows without COCO's pictures.
+        """
         encoder = DualEncoder(self.accelerator.unwrap_model(self.model), self.processor)
         metrics = {}
-        for split, (comparisons, categories) in cast(Any, self.eval_dataset).items():
+        for split, held_out in cast(Any, self.eval_dataset).items():
             options = Options(cache=False, progress=False)
-            logits = score_comparisons(encoder, comparisons, options)
-            figures = compute_metrics(comparisons.listed(logits), groups=categories)["macro"]
-            metrics |= {f"{metric_key_prefix}_{split}_{name}": figures[name] for name in FIGURES}
+            scored = score_comparisons(encoder, held_out.comparisons, options)
+            logits, categories = held_out.comparisons.listed(scored), held_out.categories
+            parts = {split: np.ones(len(categories), bool)}
+            if held_out.not_coco is not None and held_out.not_coco.any():
+                parts[f"{split}_not_coco"] = held_out.not_coco
+            for part, rows in parts.items():
+                groups = list(compress(categories, rows))
+                figures = compute_metrics(list(compress(logits, rows)), groups=groups)["macro"]
+                metrics |= {f"{metric_key_prefix}_{part}_{name}": figures[name] for name in FIGURES}
         self.log({**metrics})  # it adds to what it gets
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics

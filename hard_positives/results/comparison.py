@@ -24,7 +24,8 @@ class PairedDifference:
     """How one figure of some rows differs between two models.
 
     Attributes:
-        view: ``"as_published"`` (all rows) or ``"clean"`` (rows without flaws).
+        view: ``"as_published"`` (all rows), ``"clean"`` (rows without flaws), or ``"not_coco"``
+            where the first result has it (`EvaluationResult.with_image_data`).
         split: The split of the rows.
         group: A category; or ``"macro"``, the unweighted mean over the split's categories; or
             ``"micro"``, all rows of the split; or a direction, where it has both.

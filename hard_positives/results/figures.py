@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from hard_positive_metric import FIGURES
 from hard_positives.names import public_name
-from hard_positives.results.result import EvaluationResult, num_positives
+from hard_positives.results.result import NOT_COCO, EvaluationResult, num_positives
 from hard_positives.suite import published
 
 TITLES = {
@@ -22,7 +22,11 @@ TITLES = {
     "set_accuracy": "sets",
     "tie_rate": "ties",
 }
-VIEW_TITLES = {"as_published": "as published", "clean": "clean"}
+VIEW_TITLES = {
+    "as_published": "as published",
+    "clean": "clean",
+    NOT_COCO: "without COCO's pictures",
+}
 DASH = "\u2013"  # of a range, and where there is no interval
 NO_INTERVAL = f"{DASH}: too few images for an interval."
 REVIEWED = "Reviewers: people who judged these rows; a row counts once for each of them."
@@ -118,11 +122,12 @@ def shown_figures(result: EvaluationResult) -> list[str]:
 
 
 def distinct_views(result: EvaluationResult) -> list[str]:
-    """The views that have rows; one where no row has a flaw."""
+    """The views that have rows; without the clean one where no row has a flaw."""
     metrics = result.metrics
-    if metrics["clean"] == metrics["as_published"]:
-        return ["as_published"]
-    return [view for view in VIEW_TITLES if metrics[view]]
+    is_clean = metrics["clean"] == metrics["as_published"]
+    return [
+        view for view in VIEW_TITLES if metrics.get(view) and not (view == "clean" and is_clean)
+    ]
 
 
 def all_rows(result: EvaluationResult) -> Iterator[dict[str, Any]]:

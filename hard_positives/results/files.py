@@ -97,6 +97,18 @@ def prepare_folder(folder: str | Path, dataset: Any = None) -> Path:
     return folder
 
 
+def check_folder(folder: str | Path, dataset: Any = None) -> None:
+    """Refuse as `prepare_folder` does, and leave nothing behind: a run may end without a result."""
+    folder = Path(folder)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        prepare_folder(folder, dataset)
+    finally:
+        for path in missing:
+            with suppress(OSError):  # another run has put something there
+                path.rmdir()
+
+
 def find_results(folder: str | Path) -> Iterator[Path]:
     """Yield the folders of results in what `evaluate_all` wrote, or the folder if it is one."""
     folder = Path(folder)

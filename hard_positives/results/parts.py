@@ -31,7 +31,7 @@ from hard_positives.results.gallery import Gallery
 from hard_positives.results.margins import margins_of
 from hard_positives.results.opening import opening_of
 from hard_positives.results.plane import Mark, at_x, at_y, marks_of
-from hard_positives.results.result import EvaluationResult, values_of
+from hard_positives.results.result import NOT_COCO, EvaluationResult, values_of
 from hard_positives.results.runs import command_of, flattened
 from hard_positives.review.humans import humans_on
 from hard_positives.suite import published
@@ -52,7 +52,11 @@ PLAIN_OUTCOME_TITLES = {
 }
 # On a page, drop stands beside the two figures that it is made of.
 ORDER = ("original_accuracy", "augmented_accuracy", "drop", "brittleness", "set_accuracy")
-VIEW_EXPLANATIONS = {"as_published": "all rows", "clean": "rows without known flaws"}
+VIEW_EXPLANATIONS = {
+    "as_published": "all rows",
+    "clean": "rows without known flaws",
+    NOT_COCO: "rows whose picture is in Visual Genome alone",
+}
 SUBSTITUTIONS = 200  # at most, the most frequent
 
 

@@ -6,7 +6,7 @@ Neither models nor data are loaded here, so that a saved result is read at once.
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ from hard_positives.results.files import (
     write_result,
 )
 from hard_positives.suite.benchmarks import read_figures
+from hard_positives.suite.coco import coco_pictures
 from hard_positives_dataset.content import ContentHash
 
 VIEWS = ("as_published", "clean")
+NOT_COCO = "not_coco"  # the view of those who have image_data.json at hand
 DESCRIBED = pa.schema([field for field in SCORES_SCHEMA if field.name != "logits"])
 
 
@@ -41,10 +43,12 @@ class EvaluationResult:
             SHA-256 of each, in hexadecimal: the anchor, or the candidates), `captions` (likewise);
             and of each candidate `labels` (whether it is true) and `logits` (float32).
         signature: What the numbers depend on: model, processor, dtype, dataset, rows, versions.
+        coco: The values of `cluster` that are known to be COCO's pictures; see `with_image_data`.
     """
 
     scores: pa.Table
     signature: dict[str, Any]
+    coco: frozenset[str] | None = None
 
     @property
     def logits(self) -> np.ndarray | pa.ListArray:
@@ -55,7 +59,11 @@ class EvaluationResult:
         """Yield view, split, and which rows of `scores` it has, for each that has any."""
         splits = np.array(self.scores["split"].to_pylist())
         flawed = np.array([bool(flaws) for flaws in self.scores["flaws"].to_pylist()])
-        for view, rows in zip(VIEWS, (np.ones_like(flawed), ~flawed), strict=True):
+        views = dict(zip(VIEWS, (np.ones_like(flawed), ~flawed), strict=True))
+        if self.coco is not None:
+            clusters = self.scores["cluster"].to_pylist()
+            views[NOT_COCO] = np.array([cluster not in self.coco for cluster in clusters])
+        for view, rows in views.items():
             for split in dict.fromkeys(splits.tolist()):
                 if (rows & (splits == split)).any():
                     yield view, split, rows & (splits == split)
@@ -67,12 +75,35 @@ class EvaluationResult:
         `metrics["clean"]["replace"]["groups"]["attribute"]["augmented_accuracy"]` is a fraction of
         the attribute rows without flaws; `["macro"]` is the mean over categories. Where a split
         compares in both directions, `["directions"]` has the figures of each. A view of a split
-        that has no row is left out.
+        that has no row is left out. `metrics["not_coco"]` is there after `with_image_data` alone.
         """
         metrics: dict[str, dict[str, dict[str, Any]]] = {view: {} for view in VIEWS}
         for view, split, rows in self.parts():
-            metrics[view][split] = _metrics_of(self.scores.filter(pa.array(rows)))
+            of_view = metrics.setdefault(view, {})
+            of_view[split] = _metrics_of(self.scores.filter(pa.array(rows)))
         return metrics
+
+    def with_image_data(self, image_data: str | Path) -> "EvaluationResult":
+        """Add a view, `not_coco`: the rows whose picture of Visual Genome is not COCO's, too.
+
+        A model that was tuned on COCO's captions has seen the others. The rest of the result stays
+        as it is, and so does its signature; a saved result knows nothing of the view.
+
+        Args:
+            image_data: Visual Genome's `image_data.json`.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is another file, or does not list the rows' pictures: REPLACE and SWAP
+                know them by `image_id`, other datasets by the column of `cluster`.
+
+        Examples:
+            >>> result = EvaluationResult.load("results/negclip")  # doctest: +SKIP
+            >>> result = result.with_image_data("image_data.json")  # doctest: +SKIP
+            >>> result.metrics["not_coco"]["replace"]["augmented_accuracy"]  # doctest: +SKIP
+            0.471
+        """
+        return replace(self, coco=coco_pictures(image_data, self.scores["cluster"].to_pylist()))
 
     @cached_property
     def authors(self) -> list[AuthorsValue]:

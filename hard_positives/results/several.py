@@ -16,7 +16,7 @@ from hard_positives.models.kinds import Settings
 from hard_positives.models.loading import load_model
 from hard_positives.names import public_name
 from hard_positives.results.evaluation import open_benchmark, score_benchmark
-from hard_positives.results.files import prepare_folder
+from hard_positives.results.files import check_folder
 from hard_positives.results.result import EvaluationResult
 from hard_positives.suite.columns import Columns
 
@@ -67,9 +67,10 @@ def evaluate_all(
     folders = [_folder_names(models, "models"), _folder_names(datasets, "datasets")]
     places = [[Path(output_dir, model, dataset) for dataset in folders[1]] for model in folders[0]]
     benchmarks = [open_benchmark(dataset, columns, splits) for dataset in datasets]
-    for dataset, *of_dataset in zip(datasets, *places, strict=True):
-        for place in of_dataset:
-            prepare_folder(place, dataset)
+    if is_main_process():
+        for dataset, *of_dataset in zip(datasets, *places, strict=True):
+            for place in of_dataset:
+                check_folder(place, dataset)
     results = []
     for model, of_model in zip(models, places, strict=True):
         scorer = load_model(model, **settings)

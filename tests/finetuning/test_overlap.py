@@ -148,3 +148,31 @@ def test_where_nothing_is_shared_no_line_says_so(tiny_clip, tmp_path):
     assert (found["num_same_picture"], found["num_same_text"]) == (0, 0)
     card = (output / "README.md").read_text()
     assert "trained on" not in card and "| before | after |" in card
+
+
+def test_figures_without_cocos_pictures_stand_beside_those_of_all(tiny_clip, tmp_path):
+    numbered = rows_of("b").add_column("image_id", [str(place) for place in range(8)])
+    entries = [{"image_id": place, "coco_id": 1 if place < 3 else None} for place in range(8)]
+    path = tmp_path / "image_data.json"
+    path.write_text(json.dumps(entries))
+    records = {}
+    for name, held_out, given in (
+        ("all", numbered, {"image_data": path}),
+        ("rest", numbered.select(range(3, 8)), {}),
+    ):
+        output = tmp_path / name
+        finetune(tiny_clip, rows_of("a"), output, recipe=SMALL, held_out=held_out, **given)
+        records[name] = json.loads((output / "finetuning.json").read_text())
+    assert records["all"]["settings"]["held_out"]["num_not_coco"] == {"rows": 5}
+    for moment in ("before", "after"):
+        found, rest = (records[name][moment] for name in ("all", "rest"))
+        for figure in ("original_accuracy", "augmented_accuracy", "brittleness"):
+            assert found[f"eval_rows_not_coco_{figure}"] == rest[f"eval_rows_{figure}"]
+    card = (tmp_path / "all" / "README.md").read_text()
+    assert "| rows_not_coco_original_accuracy |" in card and "`not_coco`: of the rows" in card
+    assert "not_coco" not in (tmp_path / "rest" / "README.md").read_text()
+
+
+def test_image_data_without_held_out_rows_is_refused(tiny_clip, tmp_path):
+    with pytest.raises(ValueError, match="image_data to be given with held_out"):
+        finetune(tiny_clip, rows_of("a"), tmp_path / "model", recipe=SMALL, image_data="x.json")

@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT
 
 from hard_positives import EvaluationResult, render_table
-from hard_positives.results.files import SCORES_SCHEMA, prepare_folder, write_result
+from hard_positives.results.files import SCORES_SCHEMA, check_folder, prepare_folder, write_result
 
 NAMES = {"results.json", "scores.parquet", ".results.json.lock"}
 SIGNATURE = {
@@ -151,6 +151,19 @@ def test_two_savers_at_once_never_leave_or_show_a_mixture(saved, tmp_path):
         saver.communicate()
     loads_as(target, *results)
     assert {path.name for path in target.iterdir()} == NAMES
+
+
+def test_looking_whether_a_result_can_be_kept_leaves_nothing_behind(saved, tmp_path):
+    (tmp_path / "mine").mkdir()
+    check_folder(tmp_path / "mine" / "a" / "b")
+    assert not any((tmp_path / "mine").iterdir())
+    folder = saved[1][0]
+    check_folder(folder)
+    assert loads_as(folder, *saved[0]) == "old"
+    (tmp_path / "mine" / "data.parquet").write_text("")
+    with pytest.raises(FileExistsError, match=r"got data\.parquet there"):
+        check_folder(tmp_path / "mine")
+    assert (tmp_path / "mine" / "data.parquet").exists()
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="mounting a disk needs root")
