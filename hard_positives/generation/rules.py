@@ -439,6 +439,8 @@ def _adjectives_around(tokens: Sequence[Token], place: int) -> tuple[Span, Span]
     before, after, follows = tokens[place - 1], tokens[place + 1], tokens[place + 2]
     alone = place < 2 or not (tokens[place - 2].is_adjective or tokens[place - 2].word == ",")
     known = all(_lexicon().find("contrast", "a", token.word) for token in (before, after))
+    # "paper and black tiles": two things, not tiles of paper.
+    known &= before.is_adjective or after.word in _contrasts_at(tokens, place - 1, "a", before.word)
     # Nobody says "a white and black photo".
     if known and alone and follows.is_noun and follows.lemma not in _words("picture"):
         return (place - 1, place), (place + 1, place + 2)
@@ -449,6 +451,8 @@ def _noun_phrases_around(tokens: Sequence[Token], place: int) -> tuple[Span, Spa
     left, right = chunks_beside(tokens, place)
     if left is None or _points(tokens[left.start : right.end]):
         return None
+    if _word_at(tokens, left.start - 1) == "and" or "no" in _texts(tokens, right):
+        return None  # "a gray and black cat and a dog"; "blinds and no curtains"
     left = _part_beside(tokens, left, right)
     if left is None or not _stands_alone(tokens, left, right):
         return None
@@ -456,7 +460,7 @@ def _noun_phrases_around(tokens: Sequence[Token], place: int) -> tuple[Span, Spa
     after = tokens[right.end] if right.end < len(tokens) else None
     if before is not None:
         has_determiner = right.core > right.start
-        if (before.word in _words("placing") and has_determiner) or before.is_noun:
+        if (before.word in ("of", *_words("placing")) and has_determiner) or before.is_noun:
             return None
         if before.word == "," and left.start > 1 and tokens[left.start - 2].is_adjective:
             return None  # "a clear, shower door and a toilet"
