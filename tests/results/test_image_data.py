@@ -77,7 +77,7 @@ def test_all_tables_and_the_page_show_it_beside_the_others(results, tmp_path):
     differences = [row for row in compare(first, second) if row.view == "not_coco"]
     assert {row.num_examples for row in differences if row.group == "micro"} == {40}
     page = write_report([first, second], tmp_path / "page")
-    assert "rows whose picture is in Visual Genome alone" in page.read_text()
+    assert "Without COCO&#39;s pictures: rows whose picture is in Visual" in page.read_text()
     assert "not_coco" in (tmp_path / "page" / "figures.csv").read_text()
 
 
