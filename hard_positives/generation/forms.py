@@ -121,7 +121,10 @@ def _not_coco(path: Path, found: str) -> ValueError:
 
 
 class _JsonText:
-    """The text of a JSON file, of which no more is held than the value that is being read."""
+    """The text of a JSON file, of which no more is held than the value that is being read.
+
+    Not ijson's reader: a file of brackets inside brackets makes that fill the memory.
+    """
 
     def __init__(self, file: TextIO) -> None:
         self._file, self._text, self._at = file, "", 0
