@@ -2,7 +2,7 @@
 
     python benchmarks/blind.py --data DATA --output FOLDER
 
-DATA holds `coco_negatives/valid_neg_clip.tsv` and `replace/original/*.json`: 4,815 and 15,709
+DATA holds `coco_negatives/valid_neg_clip.tsv` and `replace/original/*.json`: 4,815 and 15,697
 distinct captions. Two small GPT-2s are trained, each on one half of both (minutes on one core), and
 each judges the edits of the half that it has not seen. No pictures, no download.
 """
@@ -40,8 +40,8 @@ def coco_captions(data: Path) -> list[str]:
 
 def replace_captions(data: Path) -> list[str]:
     paths = sorted((data / "replace" / "original").rglob("*.json"))
-    found = {text for path in paths for text in captions_in(json.loads(path.read_text()))}
-    return sorted(found)
+    found = (text for path in paths for text in captions_in(json.loads(path.read_text())))
+    return sorted({text.strip() for text in found})
 
 
 def captions_in(content: object) -> list[str]:
