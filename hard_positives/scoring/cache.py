@@ -161,7 +161,8 @@ def _cached_models() -> Iterator[CachedModel]:
             name = about.read_text(encoding="utf-8") if about.is_file() else "unknown"
             size = sum(path.stat().st_size for path in folder.iterdir())
             yield CachedModel(folder, name, size, folder.stat().st_mtime)
-        except FileNotFoundError:  # emptied in the meantime
+        # Emptied in the meantime; or no folder: "*/" finds files, too, before Python 3.11.
+        except (FileNotFoundError, NotADirectoryError):
             continue
 
 

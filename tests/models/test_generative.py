@@ -207,8 +207,9 @@ def gemma3() -> tuple[torch.nn.Module, hf.ProcessorMixin]:
 def smolvlm() -> tuple[torch.nn.Module, hf.ProcessorMixin]:
     config = hf.SmolVLMConfig(
         text_config={"model_type": "llama", **TEXT},
-        vision_config=SQUARE,
-        scale_factor=2,
+        # transformers 5.20, that of Python 3.10, takes as many tokens at a time as a patch is wide.
+        vision_config={**SQUARE, "patch_size": 4},
+        scale_factor=4,
         image_token_id=token("<image>"),
     )
     images = hf.SmolVLMImageProcessorPil(
