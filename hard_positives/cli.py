@@ -215,6 +215,7 @@ Json = Annotated[
 
 _with_traceback = ContextVar("with_traceback", default=False)
 _given: ContextVar[dict[str, Any]] = ContextVar("given")  # the options of this command
+_nothing_kept = ContextVar("nothing_kept", default=False)
 
 
 def _show_version(wanted: bool) -> None:
@@ -255,7 +256,7 @@ def _always(given: dict[str, Any]) -> bool:
 def _keeps_scores(given: dict[str, Any]) -> bool:
     """Say whether scores outlive an interrupt: in the cache, or in a folder for each result."""
     several = any(len(given[name] or ()) > 1 for name in ("models", "dataset"))
-    return given["cache"] or several
+    return several or (given["cache"] and not _nothing_kept.get())
 
 
 @contextmanager
@@ -298,6 +299,8 @@ def _reader_has_gone() -> bool:
 def _show_warning(
     message: Warning | str, category: type[Warning], *_: object, **__: object
 ) -> None:
+    if issubclass(category, interrupts.NothingKept):
+        _nothing_kept.set(True)
     if issubclass(category, UserWarning):  # not the notes of libraries to developers
         typer.echo(f"Warning: {_printable_lines(message)}", err=True)
 

@@ -19,6 +19,10 @@ _PR_SET_PDEATHSIG = 1  # Linux's prctl: the signal for this process when its par
 _came: list[int] = []  # the signals
 
 
+class NothingKept(UserWarning):
+    """Warns that what is done is not kept, so that after an interrupt it is done again."""
+
+
 def were_there() -> bool:
     """Say whether an interrupt came: libraries make other errors of it, above all in imports."""
     return bool(_came)

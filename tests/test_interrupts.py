@@ -91,6 +91,16 @@ def test_an_interrupt_is_one_sentence_and_exit_code_130(start, moment, to_the_gr
     assert not (tmp_path / "result").exists()
 
 
+@pytest.mark.slow
+def test_an_interrupt_says_so_where_what_was_done_could_not_be_kept(start, tmp_path):
+    (tmp_path / "cache").write_text("a file in the cache's place")
+    process = start("work", *evaluate("--workers", "2"))
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "cannot be used" in errors
+    assert errors.endswith("\nInterrupted. The same command starts it again.\n")
+
+
 @pytest.mark.parametrize(
     "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL]
 )

@@ -20,6 +20,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from hard_positives.bars import new_bar
+from hard_positives.interrupts import NothingKept
 from hard_positives.machine import Options, Plan, is_main_process, processes
 from hard_positives.models.loading import Model
 from hard_positives.scoring.cache import EmbeddingCache, cache_root
@@ -43,7 +44,7 @@ def open_cache(model: Model, options: Options) -> "Cache":
 
 def _warn(sentence: str) -> None:
     if is_main_process():
-        warnings.warn(sentence, stacklevel=2)
+        warnings.warn(sentence, NothingKept, stacklevel=2)
 
 
 class Cache:
