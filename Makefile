@@ -8,7 +8,7 @@ test:
 
 test-all:
 	pytest
-	pytest -n 0 -m slow
+	pytest -n 2 -m slow
 
 check:
 	ruff check .

@@ -85,7 +85,7 @@ def test_an_interrupt_is_one_sentence_and_exit_code_130(start, moment, to_the_gr
         os.killpg(process.pid, signal.SIGINT)
     else:
         process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
     assert errors == "Interrupted. The same command resumes where it stopped.\n"
     assert not (tmp_path / "result").exists()
@@ -96,7 +96,7 @@ def test_an_interrupt_says_so_where_what_was_done_could_not_be_kept(start, tmp_p
     (tmp_path / "cache").write_text("a file in the cache's place")
     process = start("work", *evaluate("--workers", "2"))
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130 and "cannot be used" in errors
     assert errors.endswith("\nInterrupted. The same command starts it again.\n")
 
@@ -111,7 +111,7 @@ def test_workers_end_with_the_process_that_started_them(start, number):
     assert len(workers) >= 2
     process.send_signal(number)
     process.wait()
-    _, alive = psutil.wait_procs(workers, timeout=60)
+    _, alive = psutil.wait_procs(workers, timeout=300)
     assert not alive
     assert "Traceback" not in process.stderr.read()
 

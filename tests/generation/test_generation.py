@@ -1053,7 +1053,7 @@ class Started:
         (self.meeting / "go").touch()
 
     def ended(self) -> tuple[int, str]:
-        errors = self.process.communicate(timeout=60)[1]
+        errors = self.process.communicate(timeout=300)[1]
         return self.process.returncode, errors
 
 

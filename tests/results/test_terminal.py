@@ -343,7 +343,7 @@ def test_an_interrupt_ends_with_130_and_no_traceback(folders, tmp_path):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with open(folder / "scores.parquet", "wb"):  # opens when the command waits for its content
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=300)
     assert (process.returncode, error.decode()) == (130, AGAIN)
 
 
