@@ -186,7 +186,7 @@ if __name__ == "__main__":
         source = Path(scratch) / "captions.txt"
         write_captions(arguments.data, arguments.captions, source)
         if arguments.kills:
-            Rules.chunk_size = min(Rules.chunk_size, arguments.captions // CHUNKS)
+            Rules.chunk_size = min(Rules.chunk_size, max(1, arguments.captions // CHUNKS))
         measure(source, Path(scratch), arguments.workers, arguments.shown)
         if arguments.kills:
             kill(source, Path(scratch), arguments.workers, arguments.kills, arguments.captions)

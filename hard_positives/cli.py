@@ -642,9 +642,9 @@ def _show_all(results: list["EvaluationResult"], *, as_json: bool) -> None:
 def _with_image_data(
     results: list["EvaluationResult"], image_data: Path | None
 ) -> list["EvaluationResult"]:
-    if image_data is None:
-        return results
-    return [result.with_image_data(image_data) for result in results]
+    from hard_positives.results.result import with_image_data
+
+    return results if image_data is None else with_image_data(results, image_data)
 
 
 def _write_tables(

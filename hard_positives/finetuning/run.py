@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -362,18 +363,20 @@ def _index_held_out(
             f"Expected image_data to be given with held_out, got {image_data} alone. Give rows to "
             "score on the way, or leave it out."
         )
-    benchmark, contents = {}, {}
+    benchmark, contents, clusters = {}, {}, {}
     source = Source({}) if held_out is None else load_source(held_out)
     for split, rows in source.splits.items():
         comparisons = read_comparisons(rows)
         digests = [comparisons.image_digests[place] for place in comparisons.anchors]
         contents[split] = check_content(split, rows, digests, source.content_sha256.get(split))
         about = cast(dict[str, list[str]], about_rows(rows, split, digests))
-        not_coco = None
-        if image_data is not None:
-            coco = coco_pictures(image_data, about["cluster"])
-            not_coco = np.array([cluster not in coco for cluster in about["cluster"]])
-        benchmark[split] = HeldOut(comparisons, about["category"], not_coco)
+        benchmark[split] = HeldOut(comparisons, about["category"])
+        clusters[split] = about["cluster"]
+    if image_data is not None:
+        coco = coco_pictures(image_data, chain.from_iterable(clusters.values()))
+        for split, of_rows in clusters.items():
+            not_coco = np.array([cluster not in coco for cluster in of_rows])
+            benchmark[split] = benchmark[split]._replace(not_coco=not_coco)
     return benchmark, contents
 
 

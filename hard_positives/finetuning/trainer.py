@@ -131,12 +131,13 @@ class ContrastiveTrainer(Trainer):
             options = Options(cache=False, progress=False)
             scored = score_comparisons(encoder, held_out.comparisons, options)
             logits, categories = held_out.comparisons.listed(scored), held_out.categories
-            parts = {split: np.ones(len(categories), bool)}
-            if held_out.not_coco is not None and held_out.not_coco.any():
-                parts[f"{split}_not_coco"] = held_out.not_coco
-            for part, rows in parts.items():
-                groups = list(compress(categories, rows))
-                figures = compute_metrics(list(compress(logits, rows)), groups=groups)["macro"]
+            parts = {split: (logits, categories)}
+            rows = held_out.not_coco
+            if rows is not None and rows.any():
+                rest = list(compress(logits, rows)), list(compress(categories, rows))
+                parts[f"{split}_not_coco"] = rest
+            for part, (of_part, groups) in parts.items():
+                figures = compute_metrics(of_part, groups=groups)["macro"]
                 metrics |= {f"{metric_key_prefix}_{part}_{name}": figures[name] for name in FIGURES}
         self.log({**metrics})  # it adds to what it gets
         self.control = self.callback_handler.on_evaluate(

@@ -5,7 +5,7 @@ Neither models nor data are loaded here, so that a saved result is read at once.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -87,7 +87,7 @@ class EvaluationResult:
         """Add a view, `not_coco`: the rows whose picture of Visual Genome is not COCO's, too.
 
         A model that was tuned on COCO's captions has seen the others. The rest of the result stays
-        as it is, and so does its signature; a saved result knows nothing of the view.
+        as it is, and so does its signature. `load` knows nothing of the view.
 
         Args:
             image_data: Visual Genome's `image_data.json`.
@@ -103,7 +103,7 @@ class EvaluationResult:
             >>> result.metrics["not_coco"]["replace"]["augmented_accuracy"]  # doctest: +SKIP
             0.471
         """
-        return replace(self, coco=coco_pictures(image_data, self.scores["cluster"].to_pylist()))
+        return with_image_data([self], image_data)[0]
 
     @cached_property
     def authors(self) -> list[AuthorsValue]:
@@ -178,6 +178,15 @@ class EvaluationResult:
         result = cls(*read_result(Path(folder)))
         read_figures(result.signature["dataset"].get("figures", []))
         return result
+
+
+def with_image_data(
+    results: Sequence[EvaluationResult], image_data: str | Path
+) -> list[EvaluationResult]:
+    """Add the view `not_coco` to several results, of one reading of the file."""
+    clusters = {one for result in results for one in result.scores["cluster"].to_pylist()}
+    coco = coco_pictures(image_data, clusters)
+    return [replace(result, coco=coco) for result in results]
 
 
 def values_of(scores: pa.Table, name: str) -> np.ndarray | pa.ListArray:
