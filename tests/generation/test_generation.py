@@ -465,9 +465,10 @@ def test_an_image_behind_a_link_out_of_the_folder_is_refused(coco, kind):
     content = json.loads(coco.read_text())
     content["images"][0]["file_name"] = name
     coco.write_text(json.dumps(content))
-    # Since Python 3.13 a link to itself is a file that is not there.
-    message = rf"stay inside .*, got {re.escape(repr(name))}|got none for 2 of 2 \(circle\.jpg"
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    error, message = ValueError, rf"stay inside .*, got {re.escape(repr(name))}"
+    if name == "circle.jpg" and sys.version_info >= (3, 13):  # no file that is there
+        error, message = FileNotFoundError, r"got none for 2 of 2 \(circle\.jpg"
+    with pytest.raises(error, match=message):
         read_captions(coco, images=images)
 
 
@@ -552,10 +553,10 @@ def test_a_negclip_line_without_a_list_of_texts_is_refused_by_its_line(tmp_path,
     path = tmp_path / "captions.tsv"
     head = "title\tfilepath\tneg_caption\n"
     path.write_text(f"{head}a cat\timages/7.jpg\t['a dog']\na dog\timages/8.jpg\t{cell}\n")
-    # Before Python 3.11 the library csv itself refuses a NUL.
-    with pytest.raises(
-        ValueError, match=r"captions\.tsv, line 3 to be a (list of|line of NegCLIP)"
-    ):
+    message = r"neg_caption in .*captions\.tsv, line 3 to be a list of"
+    if "\0" in cell and sys.version_info < (3, 11):  # the library csv itself refuses it there
+        message = r"captions\.tsv, line 3 to be a line of NegCLIP's table, got .* contains NUL"
+    with pytest.raises(ValueError, match=message):
         read_captions(path)
 
 

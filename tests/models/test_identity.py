@@ -219,6 +219,16 @@ def test_a_missing_file_of_a_model_is_one_sentence(tiny_clip, tmp_path, triples,
     assert message in str(told.value) and "\n" not in str(told.value)
 
 
+def test_what_transformers_tells_in_several_lines_is_one_sentence(tmp_path, triples):
+    folder = tmp_path / "model"
+    shutil.copytree(Path(loading.__file__).parents[1] / "shapes_clip", folder)
+    (folder / "tokenizer.json").unlink()
+    message = r"model to hold a whole model .* that are missing or cannot be read \(ValueError: \S"
+    with pytest.raises(ValueError, match=message) as told:
+        score(folder, triples)
+    assert "\n" in str(told.value.__cause__) and "\n" not in str(told.value)
+
+
 def test_a_tokenizer_without_words_is_found_out_where_captions_differ_in_length(
     tiny_clip, tmp_path, triples
 ):

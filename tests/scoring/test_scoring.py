@@ -268,7 +268,7 @@ def test_a_tokenizer_that_cannot_tell_captions_apart_is_an_error(model, processo
         "n</w>": 5,
     }  # of all words the end of "on"
     for known, message in (
-        (vocabulary, r"tell 45 captions apart, got \d+ different"),
+        (vocabulary, "tell 45 captions apart, got 9 different"),
         (None, "know words of captions, got none in 45 of 45"),
     ):
         broken = CLIPTokenizer(vocab=known, merges=[])
